@@ -1,0 +1,305 @@
+"""A site's own machine: what its agent decides about orders, results and receipts.
+
+The same shape as the coordinator's: `step(state, event) -> (state, effects)`, driven by the same
+driver over the site's own journal. An order is held against the contract before anything is
+fetched; every stage can be repeated after a crash, and `resume` says what to repeat.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedtrain.core.contract import Contract, judge
+from fedtrain.core.orders import Order, Result
+from fedtrain.core.state import put, without
+
+# -- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AgentEvent:
+    """Root of what can happen to an agent. `at_ms` is wall-clock UTC."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True)
+class AgentBooted(AgentEvent):
+    """The agent started with this contract, read from its peer.yaml."""
+
+    contract: Contract
+
+
+@dataclass(frozen=True)
+class EpochSeen(AgentEvent):
+    """A coordinator showed a higher epoch than any before."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class OrderReceived(AgentEvent):
+    """An invitation came, perhaps not for the first time."""
+
+    order: Order
+
+
+@dataclass(frozen=True)
+class OrderCancelled(AgentEvent):
+    """The coordinator no longer wants this order."""
+
+    order: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ResultTaken(AgentEvent):
+    """The trainer's result was checked and lies in the agent's own folder."""
+
+    result: Result
+
+
+@dataclass(frozen=True)
+class WorkAbandoned(AgentEvent):
+    """The order cannot be done here: the model could not be had, or the trainer keeps dying."""
+
+    order: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class UploadAcknowledged(AgentEvent):
+    """The coordinator's signed receipt came; it is kept whole, as proof."""
+
+    order: str
+    blob: str
+    outcome: str
+    epoch: int
+    signed_ms: int
+    signature: str
+
+
+@dataclass(frozen=True)
+class AnswerDelivered(AgentEvent):
+    """An answer without an upload (failure, evaluation) was taken by the coordinator's session."""
+
+    order: str
+
+
+@dataclass(frozen=True)
+class UploadRefused(AgentEvent):
+    """The coordinator will not take the upload: the round is over, or the update is not acceptable."""
+
+    order: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class HeadWitnessed(AgentEvent):
+    """A signed head of the coordinator's journal; keeping it makes this site a witness."""
+
+    consortium: str
+    sequence: int
+    hash: str
+    signed_ms: int
+    signature: str
+
+
+AGENT_EVENTS: dict[str, type[AgentEvent]] = {
+    kind.__name__: kind
+    for kind in (
+        AgentBooted,
+        EpochSeen,
+        OrderReceived,
+        OrderCancelled,
+        ResultTaken,
+        WorkAbandoned,
+        UploadAcknowledged,
+        AnswerDelivered,
+        UploadRefused,
+        HeadWitnessed,
+    )
+}
+
+# -- effects --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AgentEffect:
+    """Root of what an agent's shell is to do; all of it may be repeated."""
+
+
+@dataclass(frozen=True)
+class Reply(AgentEffect):
+    """Send the contract's answer."""
+
+    order: str
+    accepted: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepare(AgentEffect):
+    """Bring the public model up to the order's version and post the order to the mailbox."""
+
+    order: Order
+
+
+@dataclass(frozen=True)
+class Submit(AgentEffect):
+    """Upload the result's file and commit it, signed."""
+
+    order: Order
+    result: Result
+
+
+@dataclass(frozen=True)
+class Report(AgentEffect):
+    """Tell the coordinator about an answer that has no file: an evaluation, or a failure."""
+
+    order: Order
+    result: Result
+
+
+@dataclass(frozen=True)
+class Discard(AgentEffect):
+    """Nothing of this order is needed any more, in the mailbox or the outbox."""
+
+    order: str
+
+
+# -- state ----------------------------------------------------------------------------------------
+
+
+class Stage(enum.StrEnum):
+    """How far an accepted order has come."""
+
+    WORKING = "working"
+    ANSWERED = "answered"  # the result is here, the coordinator does not have it yet
+
+
+@dataclass(frozen=True)
+class Held:
+    """An order in hand."""
+
+    order: Order
+    stage: Stage
+    result: Result | None = None
+
+
+@dataclass(frozen=True)
+class AgentState:
+    """What an agent knows. A refused order is not held."""
+
+    epoch: int = 0
+    contract: Contract = field(default_factory=Contract)
+    held: Mapping[str, Held] = field(default_factory=dict)
+
+
+Turn = tuple[AgentState, tuple[AgentEffect, ...]]
+
+
+def step(state: AgentState, event: AgentEvent) -> Turn:
+    """What follows from one event."""
+    handler = TABLE[type(event)]
+    return handler(state, event)
+
+
+def resume(state: AgentState) -> tuple[AgentEffect, ...]:
+    """The effects that the held orders still call for."""
+    effects: list[AgentEffect] = []
+    for held in state.held.values():
+        effects += _next_effect(held)
+    return tuple(effects)
+
+
+def _next_effect(held: Held) -> tuple[AgentEffect, ...]:
+    if held.result is None:
+        return (Prepare(held.order),)
+    if held.result.file:
+        return (Submit(held.order, held.result),)
+    return (Report(held.order, held.result),)
+
+
+def _booted(state: AgentState, event: AgentBooted) -> Turn:
+    state = replace(state, contract=event.contract)
+    return state, resume(state)
+
+
+def _epoch(state: AgentState, event: EpochSeen) -> Turn:
+    return replace(state, epoch=max(state.epoch, event.epoch)), ()
+
+
+def _received(state: AgentState, event: OrderReceived) -> Turn:
+    """Judge by the contract as it is now; a repeated order gets the same answer and goes on."""
+    order = event.order
+    decision = judge(state.contract, order)
+    reply = Reply(order.id, decision.accepted, decision.reasons)
+    known = state.held.get(order.id)
+    if not decision.accepted:
+        return replace(state, held=without(state.held, order.id)), (reply, *_discard(known))
+    if known is not None:
+        return state, (reply, *_next_effect(known))
+    older = [held for held in state.held.values() if held.order.run == order.run and _supersedes(order, held)]
+    remaining = without(state.held, *(held.order.id for held in older))
+    held = Held(order, Stage.WORKING)
+    effects = [effect for old in older for effect in _discard(old)]
+    return replace(state, held=put(remaining, order.id, held)), (reply, *effects, Prepare(order))
+
+
+def _supersedes(order: Order, held: Held) -> bool:
+    """A later attempt at the same round replaces the earlier one."""
+    return held.order.round == order.round and held.order.attempt < order.attempt
+
+
+def _discard(held: Held | None) -> tuple[AgentEffect, ...]:
+    return () if held is None else (Discard(held.order.id),)
+
+
+def _dropped(
+    state: AgentState, event: OrderCancelled | UploadRefused | UploadAcknowledged | AnswerDelivered
+) -> Turn:
+    """The order is over, one way or the other."""
+    return replace(state, held=without(state.held, event.order)), (Discard(event.order),)
+
+
+def _taken(state: AgentState, event: ResultTaken) -> Turn:
+    held = state.held.get(event.result.order)
+    if held is None or held.stage is Stage.ANSWERED:
+        return state, () if held else (Discard(event.result.order),)
+    held = replace(held, stage=Stage.ANSWERED, result=event.result)
+    return replace(state, held=put(state.held, event.result.order, held)), _next_effect(held)
+
+
+def _abandoned(state: AgentState, event: WorkAbandoned) -> Turn:
+    return _taken_failure(state, event.order, event.reason)
+
+
+def _taken_failure(state: AgentState, order: str, reason: str) -> Turn:
+    held = state.held.get(order)
+    if held is None or held.stage is Stage.ANSWERED:
+        return state, ()
+    held = replace(held, stage=Stage.ANSWERED, result=Result(order=order, failure=reason))
+    return replace(state, held=put(state.held, order, held)), _next_effect(held)
+
+
+def _witnessed(state: AgentState, event: HeadWitnessed) -> Turn:
+    return state, ()
+
+
+TABLE: dict[type[AgentEvent], Callable[[AgentState, Any], Turn]] = {
+    AgentBooted: _booted,
+    EpochSeen: _epoch,
+    OrderReceived: _received,
+    OrderCancelled: _dropped,
+    ResultTaken: _taken,
+    WorkAbandoned: _abandoned,
+    UploadAcknowledged: _dropped,
+    AnswerDelivered: _dropped,
+    UploadRefused: _dropped,
+    HeadWitnessed: _witnessed,
+}
+"""Event -> what answers it."""

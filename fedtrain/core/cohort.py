@@ -1,0 +1,76 @@
+"""Who works in the next round, with the reason in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedtrain.core.spec import RunSpec
+from fedtrain.core.state import RunState, Standing, State
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`members` is None while no round can start; `wake_ms` is when to look again by the clock."""
+
+    members: tuple[str, ...] | None
+    reason: str
+    wake_ms: int | None = None
+
+
+def expected_sites(state: State, spec: RunSpec) -> tuple[str, ...]:
+    """Enrolled sites that the run's file includes, sorted."""
+    sites = {member.name for member in state.members.values() if member.role == "site"}
+    return tuple(sorted(sites & set(spec.sites) if spec.sites else sites))
+
+
+def choose_cohort(state: State, run: RunState) -> Choice:
+    """The members of the next attempt: everybody who is there, may, and is not busy.
+
+    At the start and after a restart it waits for every expected site until the patience is spent:
+    a run whose fastest site began alone would not be the run that was asked for.
+    """
+    expected = expected_sites(state, run.spec)
+    willing = [site for site in expected if not _excluded(state, run, site)]
+    present = [site for site in willing if site in state.attached]
+    absent = [site for site in willing if site not in state.attached]
+    patience_end_ms = max(run.waiting_since_ms, state.booted_ms) + run.spec.patience_ms
+    if absent and state.now_ms < patience_end_ms:
+        return Choice(None, f"waiting for {', '.join(absent)}", patience_end_ms)
+    seated = _seated(run)
+    free = [site for site in present if site not in run.busy and site not in seated]
+    members = sorted({*seated, *free})
+    needed = max(run.spec.minimum, run.spec.quorum)
+    if len(members) < needed:
+        return Choice(None, f"{len(members)} of {needed} needed sites are here{_why(run, expected, absent)}")
+    return Choice(tuple(members), f"{len(members)} of {len(expected)} sites{_why(run, expected, absent)}")
+
+
+def _seated(run: RunState) -> list[str]:
+    """Sites that keep their seat from an abandoned attempt at the same round."""
+    if run.round is None:
+        return []
+    keep = {Standing.STORED, Standing.INVITED, Standing.WORKING}
+    return [site for site, seat in run.round.seats.items() if seat.standing in keep]
+
+
+def _excluded(state: State, run: RunState, site: str) -> bool:
+    """Whether the site refused, and has not come back with a new session since."""
+    exclusion = run.excluded.get(site)
+    if exclusion is None:
+        return False
+    attached = state.attached.get(site)
+    return attached is None or attached.session == exclusion.session
+
+
+def _why(run: RunState, expected: tuple[str, ...], absent: list[str]) -> str:
+    """The missing ones and why, as a clause behind the count."""
+    parts = []
+    if absent:
+        parts.append(f"absent: {', '.join(absent)}")
+    busy = [site for site in expected if site in run.busy]
+    if busy:
+        parts.append(f"still at an earlier round: {', '.join(busy)}")
+    parts += [
+        f"{site} refused: {out.reason}" for site, out in sorted(run.excluded.items()) if site in expected
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""

@@ -1,0 +1,205 @@
+"""What a session and a transfer say, as plain values. `wire` turns them into protobuf and back.
+
+A site's name never travels in these: it is the one in its certificate. Every message to a site
+comes in an envelope with the coordinator's epoch, and a site refuses an epoch lower than the
+highest that it has seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedtrain.core.orders import Order, Progress
+
+PROTOCOL_VERSION = (1, 0)
+"""(major, minor). Equal majors talk; a minor may add what the other side may ignore."""
+
+
+# -- site to coordinator ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First message of a session. `holding` are orders that the site is already working on."""
+
+    protocol: tuple[int, int]
+    version: str
+    session: str
+    tasks: tuple[str, ...]
+    codecs: tuple[str, ...]
+    holding: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The agent lives; `progress` says how its orders do."""
+
+    progress: tuple[Progress, ...] = ()
+
+
+@dataclass(frozen=True)
+class Consent:
+    """The contract's answer to an order, signed with the site's message key."""
+
+    order: str
+    accepted: bool
+    reasons: tuple[str, ...]
+    signature: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The site could not do the order."""
+
+    order: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss of the public model on held-out data, for an `evaluate` order."""
+
+    order: str
+    loss: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The contract's answer to an `Inquiry`; nothing is started by it."""
+
+    inquiry: str
+    accepted: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Goodbye:
+    """The agent leaves on purpose."""
+
+    reason: str
+
+
+FromPeer = Hello | Heartbeat | Consent | Failure | Evaluation | Answer | Goodbye
+
+
+# -- coordinator to site ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The session is open."""
+
+    consortium: str
+    protocol: tuple[int, int]
+    version: str
+    at_ms: int
+    heartbeat_ms: int
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """An order, to be held against the contract and worked on."""
+
+    order: Order
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """An order that is no longer wanted."""
+
+    order: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """Would the contract allow this order? Answered by `Answer`; nothing is started."""
+
+    inquiry: str
+    order: Order
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A version is out; `outcome` says what became of this site's part in its round."""
+
+    run: str
+    round: int
+    version: int
+    model_digest: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Head:
+    """The journal's signed head, which the site keeps as a witness."""
+
+    consortium: str
+    sequence: int
+    hash: str
+    at_ms: int
+    signature: str
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """This session ends because a newer one of the same site began, or the coordinator goes down."""
+
+    reason: str
+
+
+ToPeer = Welcome | Invitation | Cancellation | Inquiry | Publication | Head | Superseded
+
+
+# -- transfers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A site offers the blob that answers its order."""
+
+    order: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What the coordinator still lacks of an offered blob: everything from `offset` on."""
+
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The site's signed word that this blob is its answer. Only this makes an upload count.
+
+    For a `seed` order `layout` is the layout's JSON and the numbers are zero.
+    """
+
+    order: str
+    digest: str
+    size_bytes: int
+    weight: int
+    steps: int
+    norm: float
+    train_loss: float | None
+    eval_loss: float | None
+    eval_count: int
+    seconds: float
+    layout: str
+    signature: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The coordinator's signed word that the blob is durable. `outcome` as in `effects.Acknowledge`."""
+
+    order: str
+    digest: str
+    outcome: str
+    epoch: int
+    at_ms: int
+    signature: str

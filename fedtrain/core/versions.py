@@ -1,0 +1,75 @@
+"""From a closed round to the next version: what to compute, what its publication changes.
+
+The aggregation itself is numbers and happens elsewhere; here it is an effect that names its exact
+inputs and an event that names its exact outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedtrain.core import events as ev
+from fedtrain.core.effects import Aggregate, Collect, Effect, Publish
+from fedtrain.core.rounds import contributions, next_model, record_of, snapshot_due
+from fedtrain.core.state import OpenRound, Phase, RunState, State
+
+Turn = tuple[RunState, tuple[Effect, ...]]
+NOTHING: tuple[Effect, ...] = ()
+
+
+def aggregated(state: State, run: RunState, event: ev.RoundAggregated) -> Turn:
+    """The next version is durable: publish it, write the record, let go of what it used."""
+    opened, model = run.round, run.model
+    if opened is None or model is None or (event.round, event.attempt) != (opened.index, opened.attempt):
+        return run, NOTHING
+    version = model.ref.version + 1
+    keep = run.spec.snapshot_every
+    delta, snapshot = (event.delta, event.delta_bytes), (event.snapshot, event.snapshot_bytes)
+    model = next_model(model, version, event.model_digest, delta, snapshot, keep)
+    record = replace(
+        record_of(opened, state.now_ms, version=version),
+        model_digest=event.model_digest,
+        update_norm=event.update_norm,
+        bytes_down=event.delta_bytes * len(opened.seats),
+    )
+    counted = set(opened.counted)
+    run = replace(
+        run,
+        phase=Phase.WAITING,
+        reason=f"version {version} is out",
+        model=model,
+        round=None,
+        records=(*run.records, record),
+        late=tuple(update for update in run.late if update.order not in counted),
+    )
+    outcomes = tuple((site, seat.standing.value) for site, seat in record.seats.items())
+    return run, (Publish(run.spec.run, version, outcomes), collection(run))
+
+
+def not_aggregated(state: State, run: RunState, event: ev.AggregationFailed) -> Turn:
+    return replace(run, paused=f"round {event.round} could not be aggregated: {event.reason}"), NOTHING
+
+
+def aggregation(run: RunState, opened: OpenRound) -> Aggregate:
+    warming = opened.index <= run.spec.outer_warmup_rounds
+    return Aggregate(
+        run=run.spec.run,
+        round=opened.index,
+        attempt=opened.attempt,
+        base_version=opened.base_version,
+        contributions=contributions(run, opened),
+        outer="average" if warming else run.spec.outer,
+        snapshot=snapshot_due(run.spec, opened.index),
+    )
+
+
+def collection(run: RunState) -> Collect:
+    """Everything of this run that is no longer needed may go."""
+    return Collect(run.spec.run, run.rounds_done)
+
+
+def blobs_needed(run: RunState) -> frozenset[str]:
+    """Blobs that the run may still need: the way to its newest version, and updates to be counted."""
+    chain = {blob for _, blob, _ in run.model.ref.chain} if run.model else set()
+    seats = {s.update.blob for s in run.round.seats.values() if s.update} if run.round else set()
+    return frozenset(chain | seats | {update.blob for update in run.late})
