@@ -1,0 +1,115 @@
+"""What is signed: the few sentences that somebody must not be able to deny later.
+
+A statement is a frozen dataclass with its kind. What is signed is the kind and the statement's
+canonical JSON (`core.canonical`), so both ends sign and verify the same bytes without exchanging
+them: each builds the statement from what it knows. The head of a journal is the one exception: the
+journal spells it, and only the signature is made and checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedtrain.core import canonical
+from fedtrain.errors import BadSignature
+from fedtrain.trust import keys
+
+_HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Root of all statements."""
+
+    KIND: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Commit(Statement):
+    """A site: this blob is my update for this order, and it weighs so much.
+
+    Attributes:
+        order: the order's id, which names run, round, attempt and site.
+        digest, size_bytes: of the update's blob.
+        weight: tokens or examples behind it: its weight in the mean.
+        steps: inner steps really taken.
+    """
+
+    KIND: ClassVar[str] = "commit"
+
+    run: str
+    order: str
+    digest: str
+    size_bytes: int
+    weight: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Receipt(Statement):
+    """The coordinator: this blob is durable here, and this became of it.
+
+    Attributes:
+        outcome: the word for it, e.g. `stored`.
+        epoch: the coordinator's epoch, which grows with each of its starts.
+        at_ms: UTC milliseconds of the first acknowledgement; a repeated receipt repeats it.
+    """
+
+    KIND: ClassVar[str] = "receipt"
+
+    order: str
+    digest: str
+    outcome: str
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True)
+class Consent(Statement):
+    """A site: my contract allows, or forbids, exactly this order.
+
+    Attributes:
+        order_digest: SHA-256 of the order's canonical JSON, hex: an order of the same id with other
+            contents is not the one that was agreed to.
+        reasons: why not, each naming its clause; empty when accepted.
+    """
+
+    KIND: ClassVar[str] = "consent"
+
+    order: str
+    order_digest: str
+    accepted: bool
+    reasons: tuple[str, ...]
+
+
+def sign(statement: Statement, key: keys.MessageKey) -> bytes:
+    """The signature, 64 bytes, over the statement."""
+    return key.sign(statement.KIND, canonical.encode(statement))
+
+
+def verify(statement: Statement, public: str, signature: bytes) -> None:
+    """Holds that the owner of `public` made this very statement; else `BadSignature`."""
+    keys.verify(public, statement.KIND, canonical.encode(statement), signature)
+
+
+def sign_head(message: bytes, key: keys.MessageKey) -> bytes:
+    """The signature, 64 bytes, over a journal's head as the journal spells it."""
+    return key.sign(_HEAD, message)
+
+
+def head_check(publics: Collection[str]) -> Callable[[bytes, bytes, str], bool]:
+    """A check for audits, `(message, signature, key id) -> holds`, that trusts these public keys only."""
+    by_id = {keys.key_id(public): public for public in publics}
+
+    def check(message: bytes, signature: bytes, key_id: str) -> bool:
+        if key_id not in by_id:
+            return False
+        try:
+            keys.verify(by_id[key_id], _HEAD, message, signature)
+        except BadSignature:
+            return False
+        return True
+
+    return check
