@@ -142,10 +142,12 @@ def _read_scalar(kind: Any, plain: Any, path: str) -> Any:
         except ValueError as error:
             valid = ", ".join(str(member.value) for member in kind)
             raise RemoteError(f"{path}: {plain!r} is not one of {valid}") from error
-    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
+    if kind is float and type(plain) is int and abs(plain) < 1 << 1023:
         return float(plain)
     if kind is Any:
         return plain
     if type(plain) is not kind:
         raise RemoteError(f"{path}: expected {kind.__name__}, found {type(plain).__name__}")
+    if isinstance(plain, float) and not math.isfinite(plain):
+        raise RemoteError(f"{path}: the number is too large")  # JSON has no infinity, but it has 1e999
     return plain

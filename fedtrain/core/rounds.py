@@ -152,14 +152,12 @@ def _troubles(opened: OpenRound, prefix: str = "") -> str:
 
 
 def contributions(run: RunState, opened: OpenRound) -> tuple[Contribution, ...]:
-    """What goes into the next version, in canonical order: by site name, then by round.
+    """What goes into the next version, in canonical order: by site name, of one site the freshest first.
 
     A late update weighs (1 + staleness)^-1/2 of its data (Nguyen et al., Federated Learning with
     Buffered Asynchronous Aggregation, 2022, arXiv:2106.06639).
     """
-    counted = set(opened.counted)
-    updates = [u for u in (*_stored(opened.seats), *run.late) if u.order in counted]
-    updates.sort(key=lambda update: (update.site, update.round))
+    updates = {update.order: update for update in (*_stored(opened.seats), *run.late)}
     return tuple(
         Contribution(
             site=update.site,
@@ -168,7 +166,7 @@ def contributions(run: RunState, opened: OpenRound) -> tuple[Contribution, ...]:
             weight=update.weight / math.sqrt(1 + opened.base_version - update.base_version),
             norm=update.norm,
         )
-        for update in updates
+        for update in (updates[order] for order in opened.counted)
     )
 
 
@@ -182,8 +180,8 @@ def close_round(run: RunState, reason: str) -> OpenRound:
         else seat
         for site, seat in opened.seats.items()
     }
-    counted = [update.order for update in _stored(opened.seats)] + [update.order for update in run.late]
-    return replace(opened, seats=seats, counted=tuple(sorted(counted)), reason=reason)
+    updates = sorted((*_stored(opened.seats), *run.late), key=lambda update: (update.site, -update.round))
+    return replace(opened, seats=seats, counted=tuple(update.order for update in updates), reason=reason)
 
 
 def _stored(seats: Mapping[str, Seat]) -> list[Update]:

@@ -252,8 +252,7 @@ def _close_if_due(state: State, run: RunState) -> Turn:
     if run.phase is Phase.EVALUATING:
         return _end(run, Phase.DONE, f"{run.rounds_done} rounds done")
     if run.phase is Phase.SEEDING:
-        record = record_of(opened, state.now_ms, version=0, reason=judgement.reason)
-        record = replace(record, model_digest=run.model.ref.digest if run.model else "")
+        record = versions.seeding_record(state, run, opened, judgement.reason)
         return replace(run, phase=Phase.WAITING, round=None, records=(*run.records, record)), NOTHING
     closed = close_round(run, judgement.reason)
     run, cancels = _mark_late(replace(run, phase=Phase.AGGREGATING, reason=judgement.reason, round=closed))
@@ -261,12 +260,17 @@ def _close_if_due(state: State, run: RunState) -> Turn:
 
 
 def _mark_late(run: RunState) -> Turn:
-    """Sites still at work when a round closes: their work is called off, or remembered."""
+    """Sites still at work when a round closes: their work is remembered, or called off.
+
+    After the last round nothing could count a late update, so none is waited for.
+    """
     assert run.round is not None, "called with the round that closes"
     late = {s: seat.order for s, seat in run.round.seats.items() if seat.standing is Standing.LATE}
-    if run.spec.late is LatePolicy.DROP:
-        return run, tuple(Cancel(s, order.id, "the round closed without it") for s, order in late.items())
-    return replace(run, busy={**run.busy, **late}), NOTHING
+    if run.spec.late is not LatePolicy.DROP and run.round.index < run.spec.rounds:
+        return replace(run, busy={**run.busy, **late}), NOTHING
+    off = {**run.busy, **late}
+    cancels = tuple(Cancel(s, order.id, "the round closed without it") for s, order in off.items())
+    return replace(run, busy={}), cancels
 
 
 def _abandon(state: State, run: RunState, opened: OpenRound, reason: str) -> Turn:

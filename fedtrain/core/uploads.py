@@ -63,8 +63,8 @@ def admit(state: State, site: str, order_id: str, blob: str) -> Answer:
         if receipt.blob == blob:
             return Answer(Admission.REPEATED, acknowledged=receipt)
         return Answer(Admission.EQUIVOCATION, f"{order_id} was answered with another blob before")
-    found = seat_of(run, order_id)
-    if found is not None and found[1].standing in _MAY_UPLOAD:
+    found = _awaited(run, order_id)
+    if found is not None:
         return Answer(Admission.WELCOME, order=found[1].order)
     late = run.busy.get(site)
     if late is not None and late.id == order_id and run.phase not in ENDED:
@@ -85,10 +85,18 @@ def seat_of(run: RunState, order_id: str) -> tuple[str, Seat] | None:
     return None
 
 
+def _awaited(run: RunState, order_id: str) -> tuple[str, Seat] | None:
+    """The seat that this order's update would fill. Once the round has closed there is none."""
+    found = seat_of(run, order_id)
+    if found is None or found[1].standing not in _MAY_UPLOAD or run.phase is Phase.AGGREGATING:
+        return None
+    return found
+
+
 def stored(state: State, run: RunState, event: ev.UpdateStored) -> tuple[RunState, tuple[Effect, ...]]:
     """A verified update is durable: count it once, or treat it as late."""
-    found = seat_of(run, event.order)
-    if found is not None and found[1].standing in _MAY_UPLOAD and run.phase is not Phase.AGGREGATING:
+    found = _awaited(run, event.order)
+    if found is not None:
         site, seat = found
         assert run.round is not None, "a seat belongs to an open round"
         seat = replace(seat, standing=Standing.STORED, reason="", update=_update(event, seat.order))

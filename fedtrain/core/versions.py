@@ -9,12 +9,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedtrain.core import events as ev
+from fedtrain.core.cohort import expected_sites
 from fedtrain.core.effects import Aggregate, Collect, Effect, Publish
 from fedtrain.core.rounds import contributions, next_model, record_of, snapshot_due
-from fedtrain.core.state import OpenRound, Phase, RunState, State
+from fedtrain.core.state import OpenRound, Phase, RoundRecord, RunState, State
 
 Turn = tuple[RunState, tuple[Effect, ...]]
 NOTHING: tuple[Effect, ...] = ()
+
+
+def seeding_record(state: State, run: RunState, opened: OpenRound, reason: str) -> RoundRecord:
+    """The record of version 0: one site sent a whole model, and every site will fetch it."""
+    assert run.model is not None, "a seeding closes with its model"
+    _, _, size_bytes = run.model.ref.chain[0]
+    return replace(
+        record_of(opened, state.now_ms, version=0, reason=reason),
+        model_digest=run.model.ref.digest,
+        bytes_up=size_bytes,
+        bytes_down=size_bytes * len(expected_sites(state, run.spec)),
+    )
 
 
 def aggregated(state: State, run: RunState, event: ev.RoundAggregated) -> Turn:

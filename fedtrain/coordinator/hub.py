@@ -1,0 +1,250 @@
+"""The coordinator's hub: one driver, its effects, and what the services share.
+
+Events come from the services; `submit` hands them to the driver, which journals them, steps, and
+calls `perform` for each effect. Nothing here decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from fedtrain.coordinator.changes import Changes
+from fedtrain.coordinator.clock import Clock
+from fedtrain.coordinator.pulse import PulseWatch
+from fedtrain.coordinator.versions import Versions
+from fedtrain.core import effects as fx
+from fedtrain.core import events as ev
+from fedtrain.core import messages as msg
+from fedtrain.core import transitions
+from fedtrain.core.driver import Driver, replay
+from fedtrain.core.liveness import Lost, Stalled
+from fedtrain.core.state import ENDED, State
+from fedtrain.core.versions import blobs_needed
+from fedtrain.errors import FedtrainError, StorageError
+from fedtrain.storage.blobs import Blobs
+from fedtrain.storage.chain import SignedHead, head_message
+from fedtrain.storage.journal import Journal
+from fedtrain.trust.folders import CoordinatorKeys
+from fedtrain.trust.statements import sign_head
+
+_log = logging.getLogger(__name__)
+
+PATIENCE_MS = 60_000
+HEARTBEAT_MS = 5_000
+"""While no run says otherwise."""
+
+Send = Callable[[str, msg.ToPeer], None]
+
+
+class Hub:
+    """What the services share. Lives on the event loop's thread.
+
+    Attributes:
+        keys: the consortium's keys.
+        blobs, versions: the coordinator's files.
+        pulse: who is alive.
+        changes: wakes watchers.
+        send: hands a message to a site's session; set by the sessions.
+        acknowledged: order -> the acknowledgement that the last submitted event led to.
+        held: blobs that are being taken in right now and must not be collected.
+    """
+
+    def __init__(self, state: Path, keys: CoordinatorKeys) -> None:
+        self.keys = keys
+        self.clock = Clock()
+        self.journal = Journal.open(state / "journal.db", lock=state / "lock")
+        self.blobs = Blobs(state / "blobs")
+        self.versions = Versions(state / "models", self.blobs)
+        self.pulse = PulseWatch(self.patience_ms, self._on_verdict)
+        self.changes = Changes()
+        self.send: Send = lambda site, message: None
+        self.acknowledged: dict[str, fx.Acknowledge] = {}
+        self.held: set[str] = set()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        state_now = replay(self.journal, transitions.step, State(), ev.EVENTS)
+        self._driver: Driver[State, ev.Event, fx.Effect] = Driver(
+            self.journal, self, transitions.step, state_now
+        )
+
+    @property
+    def state(self) -> State:
+        """What the coordinator knows now."""
+        return self._driver.state
+
+    def boot(self) -> None:
+        """Begin a new epoch: whatever was under way is asked for again."""
+        self.submit(ev.Booted(self.clock.now_ms(), self.state.epoch + 1))
+        for run in self.state.runs.values():
+            for site in run.round.seats if run.round else ():
+                self.pulse.hear(site)
+        self._start(self.pulse.run())
+
+    def submit(self, *events: ev.Event) -> None:
+        """Journal, step, act. A journal that fails ends the process: nothing may be acknowledged.
+
+        Raises `StorageError`, and lets `failed` say so to the process.
+        """
+        try:
+            self._driver.handle(*events)
+        except StorageError as error:
+            if not self.failed.done():
+                self.failed.set_exception(error)
+            raise
+        self.changes.tell()
+
+    async def close(self) -> None:
+        """End what runs in the background and give the journal up."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.journal.close()
+
+    def patience_ms(self, site: str) -> int:
+        """How long this site may be silent: the shortest patience among the runs that go on."""
+        patiences = [run.spec.patience_ms for run in self.state.runs.values() if run.phase not in ENDED]
+        return min(patiences, default=PATIENCE_MS)
+
+    def heartbeat_ms(self) -> int:
+        """How often sites show themselves: the shortest wish among the runs that go on."""
+        beats = [run.spec.heartbeat_ms for run in self.state.runs.values() if run.phase not in ENDED]
+        return min(beats, default=HEARTBEAT_MS)
+
+    # -- effects ----------------------------------------------------------------------------------
+
+    def perform(self, effect: fx.Effect) -> None:
+        """Start carrying an effect out."""
+        _PERFORM[type(effect)](self, effect)
+
+    def _invite(self, effect: fx.Invite) -> None:
+        self.pulse.expect(effect.order)
+        self.send(effect.order.site, msg.Invitation(effect.order))
+
+    def _cancel(self, effect: fx.Cancel) -> None:
+        self.pulse.settle(effect.site, effect.order)
+        self.send(effect.site, msg.Cancellation(effect.order, effect.reason))
+
+    def _acknowledge(self, effect: fx.Acknowledge) -> None:
+        self.pulse.settle(effect.site, effect.order)
+        self.acknowledged[effect.order] = effect
+
+    def _set_timer(self, effect: fx.SetTimer) -> None:
+        key = (effect.run, effect.timer)
+        old = self._timers.pop(key, None)
+        if old is not None:
+            old.cancel()
+
+        def fire() -> None:
+            del self._timers[key]
+            self.submit(ev.TimerFired(self.clock.now_ms(), effect.run, effect.timer))
+
+        self._timers[key] = self.clock.call_at(effect.at_ms, fire)
+
+    def _aggregate(self, effect: fx.Aggregate) -> None:
+        self._start(self._make_version(effect))
+
+    async def _make_version(self, effect: fx.Aggregate) -> None:
+        place = (effect.run, effect.round, effect.attempt)
+        new: set[str] = set()
+
+        def hold(blob: str) -> None:
+            new.add(blob)
+            self.held.add(blob)
+
+        try:
+            made = await asyncio.to_thread(self.versions.make, self.state.runs[effect.run], effect, hold)
+        except FedtrainError as error:
+            _log.error("%s: round %d cannot be aggregated: %s", effect.run, effect.round, error)
+            self.submit(ev.AggregationFailed(self.clock.now_ms(), *place, str(error)))
+        else:
+            self.submit(ev.RoundAggregated(self.clock.now_ms(), *place, **vars(made)))
+        finally:
+            self.held -= new
+
+    def _publish(self, effect: fx.Publish) -> None:
+        """Sign the journal's head and hand it, with the news, to the round's sites."""
+        run = self.state.runs[effect.run]
+        record, model = run.records[-1], run.model
+        assert model is not None, "what is published exists"
+        _log.info("%s: version %d is out (%s)", effect.run, effect.version, record.reason)
+        head = self._sign_head()
+        for site, outcome in effect.outcomes:
+            news = msg.Publication(effect.run, record.index, effect.version, model.ref.digest, outcome)
+            self.send(site, news)
+            self.send(site, head)
+
+    def _sign_head(self) -> msg.Head:
+        sequence, row_hash = self.journal.head
+        consortium, at_ms = self.keys.membership.consortium, self.clock.now_ms()
+        key = self.keys.message_key
+        signature = sign_head(head_message(consortium, sequence, row_hash, at_ms), key).hex()
+        self.journal.add_head(SignedHead(consortium, sequence, row_hash, at_ms, signature, key.key_id))
+        return msg.Head(consortium, sequence, row_hash, at_ms, signature)
+
+    def _collect(self, effect: fx.Collect) -> None:
+        self._start(self._free(effect))
+
+    async def _free(self, effect: fx.Collect) -> None:
+        def free() -> None:
+            self.blobs.collect(_Needed(self))
+            self.versions.collect(effect.run, effect.keep_version)
+
+        try:
+            await asyncio.to_thread(free)
+        except FedtrainError as error:
+            _log.warning("old files stay for now: %s", error)
+
+    def _finish(self, effect: fx.Finish) -> None:
+        _log.info("%s: %s (%s)", effect.run, effect.phase, effect.reason)
+
+    # -- plumbing -----------------------------------------------------------------------------------
+
+    def _on_verdict(self, verdict: Lost | Stalled) -> None:
+        _log.warning("%s: %s", verdict.site, verdict.reason)
+        if isinstance(verdict, Lost):
+            self.submit(ev.SiteLost(self.clock.now_ms(), verdict.site, verdict.reason))
+        else:
+            self.submit(ev.WorkFailed(self.clock.now_ms(), verdict.order, verdict.reason))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A background task that broke is our bug: the process says so instead of going on without it."""
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and not self.failed.done():
+            self.failed.set_exception(task.exception() or RuntimeError("unknown"))
+
+
+class _Needed:
+    """The blobs that may not be collected, as of the moment of asking.
+
+    A blob is held from before it appears until its event is journaled, so at no moment is one that
+    still counts in neither account.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def __contains__(self, digest: object) -> bool:
+        held = digest in self._hub.held
+        return held or any(digest in blobs_needed(run) for run in self._hub.state.runs.values())
+
+
+_PERFORM: dict[type[fx.Effect], Callable[[Hub, Any], Awaitable[None] | None]] = {
+    fx.Invite: Hub._invite,
+    fx.Cancel: Hub._cancel,
+    fx.Acknowledge: Hub._acknowledge,
+    fx.SetTimer: Hub._set_timer,
+    fx.Aggregate: Hub._aggregate,
+    fx.Publish: Hub._publish,
+    fx.Collect: Hub._collect,
+    fx.Finish: Hub._finish,
+}

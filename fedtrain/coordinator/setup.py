@@ -1,0 +1,76 @@
+"""Making a consortium: authority, keys, the first operator, the journal's first rows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtrain.core import events as ev
+from fedtrain.core.driver import entry_of
+from fedtrain.storage.journal import Journal
+from fedtrain.trust.authority import server_name
+from fedtrain.trust.certificates import read_certificate
+from fedtrain.trust.enrolment import enrol
+from fedtrain.trust.folders import begin_join, finish_join, init_coordinator
+from fedtrain.trust.identity import Role
+from fedtrain.trust.invites import make_invite
+
+OPERATOR = "operator"
+"""Name of the first operator, and of its folder inside the coordinator's."""
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What `init` made."""
+
+    folder: Path
+    consortium: str
+    address: str
+    server_name: str
+
+
+def init(folder: Path, consortium: str, address: str) -> InitReport:
+    """Make the consortium `consortium` in `folder`, to be reached at `address` (host:port).
+
+    The first operator joins through the same steps as everybody else, only without a network.
+    Raises `ConfigError` if the folder holds a consortium already or the address is none.
+    """
+    state = folder / "state"
+    now_ms = time.time_ns() // 1_000_000
+    keys = init_coordinator(state, consortium, address, now_ms)
+    invite = make_invite(keys.authority, OPERATOR, Role.OPERATOR, address, now_ms, 60_000)
+    application = begin_join(folder / OPERATOR, invite)
+    public = application.message_key.public
+    enrolled = enrol(keys.authority, invite.facts, Role.OPERATOR, application.csr_pem, public, now_ms)
+    finish_join(folder / OPERATOR, invite, application, enrolled.certificate_pem, keys.message_key.public)
+    (state / "message.pub").write_text(keys.message_key.public + "\n")
+    _write_first_rows(state, invite.facts.fingerprint, enrolled.certificate_pem, public, now_ms)
+    return InitReport(folder, consortium, address, server_name(consortium))
+
+
+def _write_first_rows(
+    state: Path, invite: str, certificate: bytes, operator_public: str, now_ms: int
+) -> None:
+    """The journal begins with the first operator."""
+    journal = Journal.open(state / "journal.db", lock=state / "lock")
+    try:
+        facts = read_certificate(certificate)
+        journal.append(
+            [
+                entry_of(ev.MemberInvited(now_ms, OPERATOR, Role.OPERATOR.value, invite, now_ms)),
+                entry_of(
+                    ev.MemberEnrolled(
+                        now_ms,
+                        OPERATOR,
+                        Role.OPERATOR.value,
+                        invite,
+                        facts.key_digest,
+                        certificate.decode(),
+                        operator_public,
+                    )
+                ),
+            ]
+        )
+    finally:
+        journal.close()

@@ -1,0 +1,183 @@
+"""The run's versions on the coordinator's disk: exact model, public model, outer state.
+
+    models/<run>/<version>/  exact.f32  public.safetensors  outer-*.f32
+
+A version's folder appears by one rename after its files are on the disk, so a half-made one is never
+taken for whole. Making it again gives the same bits: after a crash the aggregation is just repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtrain.core import effects as fx
+from fedtrain.core.state import RunState
+from fedtrain.errors import BadUpdate, StorageError
+from fedtrain.methods.aggregation import Aggregation, Contribution, aggregate, init_exact
+from fedtrain.methods.layout import Layout
+from fedtrain.methods.modelfile import ModelReader
+from fedtrain.storage.blobs import Blobs
+from fedtrain.storage.filesystem import sync_folder
+
+PUBLIC = "public.safetensors"
+EXACT = "exact.f32"
+THREADS = max(2, min(8, os.cpu_count() or 1))
+"""For blocks of an aggregation; the result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """What an initial model turned out to be."""
+
+    model_digest: str
+    layout_digest: str
+    num_elements: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """A new version: what `RoundAggregated` says of it."""
+
+    model_digest: str
+    delta: str
+    delta_bytes: int
+    snapshot: str
+    snapshot_bytes: int
+    update_norm: float
+
+
+class Versions:
+    """Folder of versions of all runs."""
+
+    def __init__(self, folder: Path, blobs: Blobs) -> None:
+        self._folder = folder
+        self._blobs = blobs
+
+    def public(self, run: str, version: int) -> Path:
+        """The public model's file of one version."""
+        return self._at(run, version) / PUBLIC
+
+    def seed(self, run: str, blob: str, layout_json: str) -> Seeded:
+        """Check an uploaded initial model against its layout, and make version 0 of it.
+
+        Raises `BadUpdate` if file and layout do not agree or a value is not finite.
+        """
+        layout = Layout.from_json(layout_json)
+        source = self._blobs.path(blob)
+        with ModelReader(source) as reader:
+            if reader.run != run or reader.version != 0:
+                raise BadUpdate(
+                    f"the initial model is of {reader.run} version {reader.version}, not of {run} 0"
+                )
+            digest = reader.verify(layout)
+        draft = self._draft(run, 0)
+        init_exact(source, draft / EXACT)
+        os.link(source, draft / PUBLIC)
+        self._finish(draft, self._at(run, 0))
+        return Seeded(digest, layout.digest, layout.num_elements)
+
+    def make(self, run: RunState, effect: fx.Aggregate, hold: Callable[[str], None]) -> Made:
+        """Compute and store the version that the effect asks for.
+
+        `hold` is told of each blob before it appears, so that it is not collected as unknown.
+        """
+        spec, model = run.spec, run.model
+        assert model is not None, "a round aggregates onto a model"
+        base = self._at(spec.run, effect.base_version)
+        draft = self._draft(spec.run, effect.base_version + 1)
+        result = aggregate(
+            Aggregation(
+                run=spec.run,
+                seed=spec.seed,
+                round_index=effect.round,
+                version=effect.base_version,
+                layout=Layout.from_json(model.layout),
+                contributions=tuple(self._contribution(item) for item in effect.contributions),
+                outer_name=effect.outer,
+                outer_params=spec.outer_params if effect.outer == spec.outer else {},
+                aggregator=spec.aggregator,
+                norm_max=spec.norm_max,
+                codec_down=spec.codec_down,
+                block_elements=spec.block_elements,
+                exact_path=base / EXACT,
+                public_path=base / PUBLIC,
+                state_dir_in=base,
+                target=draft,
+            ),
+            threads=THREADS,
+        )
+        hold(result.delta_digest)
+        self._blobs.adopt(result.delta_path, result.delta_digest, trusted=True)
+        snapshot, snapshot_bytes = "", 0
+        if effect.snapshot:
+            snapshot, snapshot_bytes = file_digest(result.public_path), result.public_bytes
+            hold(snapshot)
+            link = draft / ".snapshot"
+            os.link(result.public_path, link)
+            self._blobs.adopt(link, snapshot, trusted=True)
+        self._finish(draft, self._at(spec.run, effect.base_version + 1))
+        return Made(
+            model_digest=result.model_digest,
+            delta=result.delta_digest,
+            delta_bytes=result.delta_bytes,
+            snapshot=snapshot,
+            snapshot_bytes=snapshot_bytes,
+            update_norm=result.update_norm,
+        )
+
+    def collect(self, run: str, keep_version: int) -> None:
+        """Delete versions older than `keep_version`, and what a crash left half-made."""
+        folder = self._folder / run
+        if not folder.is_dir():
+            return
+        for entry in sorted(folder.iterdir()):
+            if entry.name.isdigit() and int(entry.name) < keep_version:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _contribution(self, item: fx.Contribution) -> Contribution:
+        path = str(self._blobs.path(item.blob))
+        return Contribution(site=item.site, order=item.order, path=path, weight=item.weight, norm=item.norm)
+
+    def _at(self, run: str, version: int) -> Path:
+        return self._folder / run / str(version)
+
+    def _draft(self, run: str, version: int) -> Path:
+        """An empty folder to make a version in; what an earlier try left is thrown away."""
+        draft = self._folder / run / f".{version}.part"
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        except OSError as error:
+            raise StorageError(f"cannot make {draft}: {error.strerror}") from error
+        return draft
+
+    def _finish(self, draft: Path, final: Path) -> None:
+        """Files to the disk, then the folder in place by one rename."""
+        try:
+            for path in draft.iterdir():
+                _sync(path)
+            sync_folder(draft)
+            shutil.rmtree(final, ignore_errors=True)
+            draft.rename(final)
+            sync_folder(final.parent)
+        except OSError as error:
+            raise StorageError(f"cannot store {final}: {error.strerror}; free some space") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""The folder in which agent and trainer meet: whoever has the network never sees the data.
+
+    orders/<order id>/        order.json, model.safetensors      written by the agent
+    claims/<order id>/        the same folder, renamed, and claim.json      by a trainer
+    results/<order id>/       result.json, update.bin or model.bin          by a trainer
+    progress/<order id>.json  steps done so far                             by a trainer
+    trainers/<trainer>.json   heartbeat: a counter and the claimed order    by a trainer
+    checkpoints/              the trainer's own
+
+Every entry is written under a temporary name (a leading dot) in its folder and then renamed, so a
+reader never sees half of one. An order is claimed by renaming it, so exactly one trainer gets it;
+an expired claim goes back, and of two results the first wins.
+
+Both sides treat the other's files as hostile: names are matched before they become paths, folders
+are opened step by step without following links, documents are bounded in size and read against
+their schema. Rubbish is skipped and reported, never obeyed.
+
+Nothing here is synced to the disk. After a power loss the order is sent again, and every file is
+checked by size and digest when it is read, so durability would buy nothing.
+"""
+
+from fedtrain.core.orders import Order, OrderKind, Progress, Result
+from fedtrain.storage.mailbox.box import Claim, Mailbox
+from fedtrain.storage.mailbox.claims import ClaimWatch
+from fedtrain.storage.mailbox.documents import MODEL_FILE, RESULT_FILES
+
+__all__ = [
+    "MODEL_FILE",
+    "RESULT_FILES",
+    "Claim",
+    "ClaimWatch",
+    "Mailbox",
+    "Order",
+    "OrderKind",
+    "Progress",
+    "Result",
+]

@@ -1,0 +1,7 @@
+"""BYTES: protobuf and gRPC, which never leave this room.
+
+Outside it a conversation consists of the plain values of `core.messages`, `core.orders` and
+`wire.values`. Inside, bytes are read strictly before anyone sees them: `shapes` holds a field to its
+bounds, `convert` lists every message, `status` carries errors across, `chunks` moves blobs, `options`
+is the one place for channel settings, `server` and `client` are the two ends.
+"""

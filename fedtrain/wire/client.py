@@ -1,0 +1,387 @@
+"""The site's and the operator's end: one object per coordinator, core values in and out.
+
+Every call has a deadline, `attend` excepted. What goes wrong comes out as an error of
+`fedtrain.errors`: the one that the coordinator raised, or `UnreachableError` if nobody answered.
+All calls are safe to repeat; `fetch` and `send_file` go on where they broke off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from fedtrain.core import canonical
+from fedtrain.core import messages as core
+from fedtrain.core.spec import RunSpec
+from fedtrain.errors import RemoteError, UnreachableError
+from fedtrain.wire import chunks, convert, options
+from fedtrain.wire.calls import Call, call, closing
+from fedtrain.wire.status import TrueStatus, from_rpc_error
+from fedtrain.wire.v1 import operations_pb2
+from fedtrain.wire.values import (
+    Admission,
+    Document,
+    Everything,
+    Export,
+    ExportHead,
+    ExportRequest,
+    FetchRequest,
+    HealthRequest,
+    HealthResponse,
+    InviteLine,
+    InviteRequest,
+    JournalRequest,
+    MemberName,
+    RunName,
+    SigningRequest,
+    Spec,
+)
+
+T = TypeVar("T")
+
+_END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
+
+ANSWER_S = 30.0
+"""For a call with one answer."""
+
+COMMIT_S = 120.0
+"""For a commit, which may make gigabytes durable first."""
+
+TRANSFER_S = 3600.0
+"""For a whole transfer; a longer one breaks off and goes on from where it was."""
+
+STALL_S = 60.0
+"""Without a single chunk for so long, a transfer breaks off: 140 kbit/s is the slowest link."""
+
+DOCUMENT_S = 60.0
+"""For a document; to check a run, the coordinator asks its sites first."""
+
+WATCH_S = 86_400.0
+"""For a watch, which ends with its run; a longer one is opened again by the caller."""
+
+DOCUMENT_BYTES_MAX = 256 << 20
+"""Largest document that is put together from parts."""
+
+
+class CoordinatorClient:
+    """A connection to a coordinator. An async context manager; nothing is dialled before the first call.
+
+    Args:
+        address: `host:port`.
+        credentials: from `options.channel_credentials`.
+        server_name: DNS name in the coordinator's certificate.
+        proxy: `host:port` of an HTTP CONNECT proxy, None for none.
+    """
+
+    def __init__(
+        self, address: str, credentials: grpc.ChannelCredentials, server_name: str, proxy: str | None = None
+    ) -> None:
+        self.address = address
+        self._channel = grpc.aio.secure_channel(
+            address, credentials, options=options.channel_options(server_name, proxy)
+        )
+
+    async def __aenter__(self) -> CoordinatorClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection; calls under way are cancelled."""
+        await self._channel.close(None)
+
+    async def connect(self, patience_s: float = 20.0) -> None:
+        """Returns once the coordinator has answered; `UnreachableError` if it has not in `patience_s`.
+
+        The sentence then holds the transport's own reason, e.g. a refused connection or certificate.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + patience_s
+        pause_s = 0.1
+        while True:
+            left_s = end - loop.time()
+            try:
+                await self._ask(
+                    call("Health", "Check"), HealthRequest(""), HealthResponse, timeout_s=max(left_s, 0.1)
+                )
+                return
+            except UnreachableError as error:
+                if end - loop.time() <= pause_s:
+                    raise UnreachableError(f"{error} (tried for {patience_s:.0f} s)") from error
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+
+    async def enrol(self, request: SigningRequest) -> Admission:
+        """The certificate for a signing request; to be called with an invite's bootstrap credentials."""
+        return await self._ask(call("Enrolment", "Enrol"), request, Admission)
+
+    async def attend(self, outgoing: AsyncIterator[core.FromPeer]) -> AsyncIterator[tuple[int, core.ToPeer]]:
+        """A session: sends what `outgoing` yields, yields (epoch, message) until the coordinator ends it.
+
+        An error that `outgoing` raises ends the session and is raised here.
+        """
+        with self._translating("the session"):
+            stream = self._open(call("Session", "Attend"), timeout_s=None)()
+            status = TrueStatus(stream)
+            sending = asyncio.create_task(_pump(outgoing, stream))
+            try:
+                while (raw := await stream.read()) is not _END:
+                    yield convert.decode_to_peer(raw)
+            except grpc.aio.AioRpcError as error:
+                raise await status.of(error) from error
+            finally:
+                stream.cancel()
+                sending.cancel()
+                await asyncio.wait([sending])
+                _raise_own(sending)
+
+    async def fetch(self, digest: str, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+        """(offset, data) pieces of a blob from `offset` on, without gaps. The caller checks the digest."""
+        request = convert.encode(FetchRequest(digest, offset))
+        position = offset
+        async with closing(self._stream(call("Transfer", "Fetch"), request, TRANSFER_S)) as frames:
+            async for raw in frames:
+                _, at, data = chunks.read_frame(raw)
+                if at != position:
+                    raise RemoteError(f"byte {position} of a blob was due and byte {at} came")
+                yield at, data
+                position += len(data)
+
+    async def offer(self, offer: core.Offer) -> core.Missing:
+        """What the coordinator lacks of the blob."""
+        return await self._ask(call("Transfer", "Offer"), offer, core.Missing)
+
+    async def send_file(
+        self,
+        path: Path,
+        digest: str,
+        size_bytes: int,
+        offset: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> core.Missing:
+        """Sends a file's bytes from `offset` on; `progress` gets the position reached, in bytes.
+
+        The whole file is hashed in the same pass: `IntegrityError` if it is not `digest`, and then it
+        must not be committed. Returns what the coordinator still lacks.
+        """
+        if offset > size_bytes:
+            raise RemoteError(f"byte {offset} was asked for of a blob of {size_bytes}")
+        with chunks.HashedFile(path, digest, size_bytes) as file, self._translating("the upload"):
+            if offset == size_bytes:
+                await file.check()
+                return core.Missing(offset, size_bytes)
+            stream = self._open(call("Transfer", "Send"), timeout_s=TRANSFER_S)()
+            status = TrueStatus(stream)
+            try:
+                async with closing(file.frames(offset)) as frames:
+                    async for position, raw in frames:
+                        await _write(stream, raw)
+                        if progress is not None:
+                            progress(position)
+                await stream.done_writing()
+                return convert.decode(core.Missing, await _in_time(stream, "the upload"))
+            except grpc.aio.AioRpcError as error:
+                raise await status.of(error) from error
+            finally:
+                stream.cancel()
+
+    async def commit(self, commit: core.Commit) -> core.Receipt:
+        """Makes an upload count."""
+        return await self._ask(call("Transfer", "Commit"), commit, core.Receipt, timeout_s=COMMIT_S)
+
+    async def make_invite(self, name: str, role: str, valid_s: int) -> str:
+        """The line to paste."""
+        request = InviteRequest(name, role, valid_s)
+        return (await self._ask(call("Operations", "MakeInvite"), request, InviteLine)).line
+
+    async def start(self, spec: RunSpec) -> Document:
+        """Starts a run."""
+        return await self._document("Start", Spec(canonical.encode(spec).decode()))
+
+    async def check(self, spec: RunSpec) -> Document:
+        """Asks who would refuse the run, and why."""
+        return await self._document("Check", Spec(canonical.encode(spec).decode()))
+
+    async def pause(self, run: str) -> Document:
+        """Pauses a run after its round."""
+        return await self._document("Pause", RunName(run))
+
+    async def resume(self, run: str) -> Document:
+        """Goes on with a paused run."""
+        return await self._document("Resume", RunName(run))
+
+    async def stop(self, run: str) -> Document:
+        """Ends a run."""
+        return await self._document("Stop", RunName(run))
+
+    async def runs(self) -> Document:
+        """All runs."""
+        return await self._document("Runs", Everything())
+
+    async def run(self, run: str) -> Document:
+        """One run."""
+        return await self._document("Run", RunName(run))
+
+    async def rounds(self, run: str) -> Document:
+        """A run's closed rounds."""
+        return await self._document("Rounds", RunName(run))
+
+    async def members(self) -> Document:
+        """All members of the consortium."""
+        return await self._document("Members", Everything())
+
+    async def member(self, name: str) -> Document:
+        """One member."""
+        return await self._document("Member", MemberName(name))
+
+    async def models(self, run: str) -> Document:
+        """A run's published versions."""
+        return await self._document("Models", RunName(run))
+
+    async def watch(self, run: str) -> AsyncIterator[Document]:
+        """The run as it is, and again after every change, until it has ended."""
+        stream = self._stream(call("Operations", "Watch"), convert.encode(RunName(run)), WATCH_S, None)
+        async with closing(stream) as raws:
+            async for raw in raws:
+                yield _parse_document(convert.parse(operations_pb2.Document, raw).json)
+
+    async def journal(self, after: int = 0) -> AsyncIterator[Document]:
+        """The coordinator's journal rows behind `after`."""
+        request = convert.encode(JournalRequest(after))
+        async with closing(self._stream(call("Operations", "Journal"), request, TRANSFER_S)) as raws:
+            async for raw in raws:
+                yield _parse_document(convert.parse(operations_pb2.Document, raw).json)
+
+    async def export(self, run: str, version: int | None = None) -> Export:
+        """A published model: its head, and its bytes, which the caller holds against the head's digest."""
+        request = convert.encode(ExportRequest(run, version))
+        parts = self._stream(call("Operations", "Export"), request, TRANSFER_S)
+        first = await anext(parts, None)
+        part = (
+            operations_pb2.ExportPart() if first is None else convert.parse(operations_pb2.ExportPart, first)
+        )
+        if part.WhichOneof("body") != "head":
+            raise RemoteError("an export began without saying what it is")
+        head = convert.read_message(ExportHead, part.head)
+        return Export(head, _export_pieces(parts, head))
+
+    # -- how calls are made ---------------------------------------------------------------------
+
+    def _open(self, call: Call, timeout_s: float | None) -> Callable[..., Any]:
+        """The call's gRPC object, with bytes for messages and its deadline bound."""
+        kind = ("stream" if call.client_streaming else "unary") + (
+            "_stream" if call.server_streaming else "_unary"
+        )
+        method = getattr(self._channel, kind)(call.path)
+        return lambda *request: method(*request, timeout=timeout_s)
+
+    @contextmanager
+    def _translating(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, f"{what} with {self.address}") from error
+        except grpc.aio.UsageError as error:
+            raise UnreachableError(f"{what} with {self.address}: the connection was closed here") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled us: gRPC raises this where `close` has cancelled the call.
+            raise UnreachableError(f"{what} with {self.address}: the connection was closed here") from error
+
+    async def _ask(self, call: Call, request: object, kind: type[T], timeout_s: float = ANSWER_S) -> T:
+        with self._translating(f"{call.service}.{call.method}"):
+            raw = await self._open(call, timeout_s)(convert.encode(request))
+        return convert.decode(kind, raw)
+
+    async def _stream(
+        self, call: Call, request: bytes, timeout_s: float, stall_s: float | None = STALL_S
+    ) -> AsyncIterator[bytes]:
+        """Raw messages of a server stream; ends only when the coordinator said that it was complete."""
+        what = f"{call.service}.{call.method}"
+        with self._translating(what):
+            stream = self._open(call, timeout_s)(request)
+            try:
+                while (raw := await _in_time(stream.read(), what, stall_s)) is not _END:
+                    yield raw
+            finally:
+                stream.cancel()
+
+    async def _document(self, method: str, request: object) -> Document:
+        parts = []
+        size_bytes = 0
+        stream = self._stream(call("Operations", method), convert.encode(request), DOCUMENT_S)
+        async with closing(stream) as raws:
+            async for raw in raws:
+                parts.append(convert.parse(operations_pb2.DocumentPart, raw).json)
+                size_bytes += len(parts[-1])
+                if size_bytes > DOCUMENT_BYTES_MAX:
+                    raise RemoteError(f"the coordinator's answer is larger than {DOCUMENT_BYTES_MAX} bytes")
+        return _parse_document(b"".join(parts))
+
+
+async def _write(stream: Any, raw: bytes) -> None:
+    """Sends one chunk. Once the coordinator has ended the call gladly, the rest need only be hashed."""
+    try:
+        await _in_time(stream.write(raw), "the upload")
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await _in_time(stream, "the upload")  # raises the call's status, unless it has been answered
+
+
+async def _pump(outgoing: AsyncIterator[core.FromPeer], stream: Any) -> None:
+    """Writes what the site says; an error of its own ends the call, so that the reader wakes up."""
+    try:
+        async for message in outgoing:
+            await stream.write(convert.encode_from_peer(message))
+        await stream.done_writing()
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        return  # the call has ended; its reader learns why
+    except Exception:
+        stream.cancel()
+        raise
+
+
+def _raise_own(sending: asyncio.Task[None]) -> None:
+    if not sending.cancelled() and (error := sending.exception()) is not None:
+        raise error
+
+
+async def _in_time(step: Any, what: str, stall_s: float | None = STALL_S) -> Any:
+    """One step of a transfer; `UnreachableError` if it does not come within `stall_s`."""
+    try:
+        async with asyncio.timeout(stall_s):
+            return await step
+    except TimeoutError as error:
+        raise UnreachableError(
+            f"{what}: nothing moved for {stall_s:.0f} s; check the link and try again: it goes on from there"
+        ) from error
+
+
+async def _export_pieces(parts: AsyncIterator[bytes], head: ExportHead) -> AsyncIterator[bytes]:
+    size_bytes = 0
+    async for raw in parts:
+        data = convert.parse(operations_pb2.ExportPart, raw).data
+        size_bytes += len(data)
+        if size_bytes > head.size_bytes:
+            raise RemoteError(f"an export of {head.size_bytes} bytes goes on beyond them")
+        yield data
+    if size_bytes != head.size_bytes:
+        raise RemoteError(f"an export of {head.size_bytes} bytes ended after {size_bytes}")
+
+
+def _parse_document(data: bytes) -> Document:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RemoteError(f"the coordinator's answer is not a JSON document ({error})") from error
+    if not isinstance(document, dict):
+        raise RemoteError("the coordinator's answer is not a JSON object")
+    return document

@@ -1,0 +1,329 @@
+"""Every message of the protocol: its core value, its protobuf message and the bounds of its fields.
+
+The table below is the contract. `encode` and `decode` are strict both ways: sizes, names, digests,
+finite numbers and known kinds are checked, and so are the lengths of all lists. Bytes that do not fit
+are the sender's fault (`RemoteError` or the record's own class of it), values that do not fit are
+ours (`LocalError`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar, cast
+
+from google.protobuf.message import DecodeError
+
+from fedtrain.core import messages as core
+from fedtrain.core.orders import DIGEST, NAME, ORDER_ID, ModelRef, Order, OrderKind, Progress, parse_order_id
+from fedtrain.errors import BadOrder, BadUpdate, LocalError, RemoteError
+from fedtrain.wire import values
+from fedtrain.wire.shapes import Choice, Count, Flag, Many, Maybe, Raw, Real, Record, Row, Text, Unfit
+from fedtrain.wire.v1 import common_pb2, enrolment_pb2, operations_pb2, session_pb2, transfer_pb2
+
+T = TypeVar("T")
+
+NAME_TEXT = Text(63, NAME)
+DIGEST_TEXT = Text(64, DIGEST)
+ORDER_TEXT = Text(160, ORDER_ID)  # two names of 63, two numbers of 9, three dots
+ORDER_OR_NONE = Text(160, re.compile(rf"(?:{ORDER_ID.pattern})?"))
+WORD = Text(64, re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}"))
+WORD_OR_NONE = Text(64, re.compile(r"(?:[a-z0-9][a-z0-9_.-]{0,63})?"))
+IDENTIFIER = Text(128, re.compile(r"[A-Za-z0-9._-]{1,128}"))  # chosen by a program: session, inquiry
+SIGNATURE = Text(256, re.compile(r"[A-Za-z0-9+/=_-]{1,256}"))
+KEY_HEX = Text(64, re.compile(r"[0-9a-f]{64}"))
+REASON = Text(4096)
+VERSION = Text(64)
+DOCUMENT_JSON = Text(3 << 20)  # below the message limit of 4 MiB, with room for the fields beside it
+ROUND = Count(10**9 - 1)  # an order's id holds nine digits
+SEED = Count((1 << 63) - 1)
+NOT_NEGATIVE = Real(0.0)
+
+PROTOCOL = Row(common_pb2.ProtocolVersion, major=Count(1 << 16), minor=Count(1 << 16))
+
+PROGRESS = Record(
+    Progress,
+    common_pb2.Progress,
+    order=ORDER_TEXT,
+    counter=Count(),
+    steps=Count(),
+    steps_total=Count(),
+    loss=Maybe(Real()),
+    tokens_per_s=NOT_NEGATIVE,
+    phase=Text(256),
+)
+
+MODEL_REF = Record(
+    ModelRef,
+    common_pb2.ModelRef,
+    version=ROUND,
+    digest=DIGEST_TEXT,
+    layout_digest=DIGEST_TEXT,
+    snapshot_version=ROUND,
+    chain=Many(Row(common_pb2.ModelLink, version=ROUND, digest=DIGEST_TEXT, size_bytes=Count()), 4096),
+)
+
+
+class _OrderRecord(Record[Order]):
+    """An order whose id says what its fields say, so that no side can act on one and log the other."""
+
+    def read(self, value: Any, path: str) -> Order:
+        order = super().read(value, path)
+        if parse_order_id(order.id) != (order.run, order.round, order.attempt, order.site):
+            raise Unfit(f"{path}.id is {order.id!r}, which is not what the order's other fields say")
+        return order
+
+
+ORDER = _OrderRecord(
+    Order,
+    common_pb2.Order,
+    fault=BadOrder,
+    id=ORDER_TEXT,
+    kind=Choice(
+        {
+            OrderKind.SEED: common_pb2.ORDER_KIND_SEED,
+            OrderKind.TRAIN: common_pb2.ORDER_KIND_TRAIN,
+            OrderKind.EVALUATE: common_pb2.ORDER_KIND_EVALUATE,
+        }
+    ),
+    run=NAME_TEXT,
+    round=ROUND,
+    attempt=ROUND,
+    site=NAME_TEXT,
+    seed=SEED,
+    model=Maybe(MODEL_REF),
+    steps=Count(),
+    evaluate=Flag(),
+    parent=ORDER_OR_NONE,
+    returned=Many(ORDER_TEXT, 4096),
+    cohort=Many(NAME_TEXT, 4096),
+    task=Text(1 << 20),
+    codec=WORD_OR_NONE,
+    block_elements=Count(1 << 31),
+    patience_ms=Count(),
+)
+
+_REASONS = Many(REASON, 64)
+
+FROM_PEER: dict[str, Record[Any]] = {
+    "hello": Record(
+        core.Hello,
+        session_pb2.Hello,
+        protocol=PROTOCOL,
+        version=VERSION,
+        session=IDENTIFIER,
+        tasks=Many(WORD, 256),
+        codecs=Many(WORD, 256),
+        holding=Many(ORDER_TEXT, 1024),
+    ),
+    "heartbeat": Record(core.Heartbeat, session_pb2.Heartbeat, progress=Many(PROGRESS, 1024)),
+    "consent": Record(
+        core.Consent,
+        session_pb2.Consent,
+        order=ORDER_TEXT,
+        accepted=Flag(),
+        reasons=_REASONS,
+        signature=SIGNATURE,
+    ),
+    "failure": Record(core.Failure, session_pb2.Failure, order=ORDER_TEXT, reason=REASON),
+    "evaluation": Record(
+        core.Evaluation, session_pb2.Evaluation, order=ORDER_TEXT, loss=Real(), count=Count()
+    ),
+    "answer": Record(core.Answer, session_pb2.Answer, inquiry=IDENTIFIER, accepted=Flag(), reasons=_REASONS),
+    "goodbye": Record(core.Goodbye, session_pb2.Goodbye, reason=REASON),
+}
+
+TO_PEER: dict[str, Record[Any]] = {
+    "welcome": Record(
+        core.Welcome,
+        session_pb2.Welcome,
+        consortium=NAME_TEXT,
+        protocol=PROTOCOL,
+        version=VERSION,
+        at_ms=Count(),
+        heartbeat_ms=Count(),
+    ),
+    "invitation": Record(core.Invitation, session_pb2.Invitation, fault=BadOrder, order=ORDER),
+    "cancellation": Record(core.Cancellation, session_pb2.Cancellation, order=ORDER_TEXT, reason=REASON),
+    "inquiry": Record(core.Inquiry, session_pb2.Inquiry, fault=BadOrder, inquiry=IDENTIFIER, order=ORDER),
+    "publication": Record(
+        core.Publication,
+        session_pb2.Publication,
+        run=NAME_TEXT,
+        round=ROUND,
+        version=ROUND,
+        model_digest=DIGEST_TEXT,
+        outcome=REASON,
+    ),
+    "head": Record(
+        core.Head,
+        session_pb2.Head,
+        consortium=NAME_TEXT,
+        sequence=Count(),
+        hash=DIGEST_TEXT,
+        at_ms=Count(),
+        signature=SIGNATURE,
+    ),
+    "superseded": Record(core.Superseded, session_pb2.Superseded, reason=REASON),
+}
+
+_REST: tuple[Record[Any], ...] = (
+    PROGRESS,
+    ORDER,
+    Record(core.Offer, transfer_pb2.Offer, order=ORDER_TEXT, digest=DIGEST_TEXT, size_bytes=Count()),
+    Record(core.Missing, transfer_pb2.Missing, offset=Count(), size_bytes=Count()),
+    Record(
+        core.Commit,
+        transfer_pb2.Commit,
+        fault=BadUpdate,
+        order=ORDER_TEXT,
+        digest=DIGEST_TEXT,
+        size_bytes=Count(),
+        weight=Count(),
+        steps=Count(),
+        norm=NOT_NEGATIVE,
+        train_loss=Maybe(Real()),
+        eval_loss=Maybe(Real()),
+        eval_count=Count(),
+        seconds=NOT_NEGATIVE,
+        layout=DOCUMENT_JSON,
+        signature=SIGNATURE,
+    ),
+    Record(
+        core.Receipt,
+        transfer_pb2.Receipt,
+        order=ORDER_TEXT,
+        digest=DIGEST_TEXT,
+        outcome=WORD,
+        epoch=Count(),
+        at_ms=Count(),
+        signature=SIGNATURE,
+    ),
+    Record(values.FetchRequest, transfer_pb2.FetchRequest, digest=DIGEST_TEXT, offset=Count()),
+    Record(values.SigningRequest, enrolment_pb2.SigningRequest, csr_pem=Raw(16 << 10), message_key=KEY_HEX),
+    Record(
+        values.Admission,
+        enrolment_pb2.Admission,
+        certificate_pem=Raw(16 << 10),
+        chain_pem=Raw(64 << 10),
+        message_key=KEY_HEX,
+        consortium=NAME_TEXT,
+    ),
+    Record(
+        values.InviteRequest,
+        operations_pb2.InviteRequest,
+        name=NAME_TEXT,
+        role=WORD,
+        valid_s=Count(10 * 366 * 86_400),
+    ),
+    Record(values.InviteLine, operations_pb2.InviteLine, line=Text(16 << 10)),
+    Record(values.Spec, operations_pb2.Spec, json=DOCUMENT_JSON),
+    Record(values.RunName, operations_pb2.RunName, run=NAME_TEXT),
+    Record(values.MemberName, operations_pb2.MemberName, name=NAME_TEXT),
+    Record(values.Everything, operations_pb2.Everything),
+    Record(values.ExportRequest, operations_pb2.ExportRequest, run=NAME_TEXT, version=Maybe(ROUND)),
+    Record(
+        values.ExportHead,
+        operations_pb2.ExportHead,
+        version=ROUND,
+        size_bytes=Count(),
+        digest=DIGEST_TEXT,
+        model_digest=DIGEST_TEXT,
+    ),
+    Record(values.JournalRequest, operations_pb2.JournalRequest, after=Count()),
+    Record(values.HealthRequest, common_pb2.HealthRequest, service=Text(256)),
+    Record(values.HealthResponse, common_pb2.HealthResponse, status=Count(3)),
+)
+
+RECORDS: dict[type[Any], Record[Any]] = {
+    record.kind: record for record in (*FROM_PEER.values(), *TO_PEER.values(), *_REST)
+}
+
+_BODIES: dict[str, Record[Any]] = {**FROM_PEER, **TO_PEER}
+_BODY_NAMES = {record.kind: name for name, record in _BODIES.items()}
+
+
+def encode(value: object) -> bytes:
+    """Protobuf bytes of any value in `RECORDS`; `LocalError` if it breaks its own bounds."""
+    return cast(bytes, write_message(value).SerializeToString())
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """The value of type `kind` from bytes of the other side; `RemoteError` if they do not fit."""
+    return read_message(kind, parse(RECORDS[kind].message, data))
+
+
+def encode_from_peer(message: core.FromPeer) -> bytes:
+    """Envelope of a site's message."""
+    return session_pb2.FromPeer(
+        **{_body_name(message, FROM_PEER): write_message(message)}
+    ).SerializeToString()
+
+
+def decode_from_peer(data: bytes) -> core.FromPeer:
+    """A site's message; `RemoteError` if it has no body that this version knows."""
+    return cast(core.FromPeer, _read_body(parse(session_pb2.FromPeer, data), FROM_PEER))
+
+
+def encode_to_peer(epoch: int, message: core.ToPeer) -> bytes:
+    """Envelope of the coordinator's message with its epoch."""
+    try:
+        Count().hold(epoch, "epoch")
+    except Unfit as error:
+        raise LocalError(f"a message was not sent: {error}") from error
+    body = {_body_name(message, TO_PEER): write_message(message)}
+    return session_pb2.ToPeer(epoch=epoch, **body).SerializeToString()
+
+
+def decode_to_peer(data: bytes) -> tuple[int, core.ToPeer]:
+    """(epoch, the coordinator's message); `RemoteError` if it does not fit."""
+    envelope = parse(session_pb2.ToPeer, data)
+    try:
+        Count().hold(envelope.epoch, "epoch")
+    except Unfit as error:
+        raise RemoteError(f"the other side sent a message that does not fit: {error}") from error
+    return envelope.epoch, cast(core.ToPeer, _read_body(envelope, TO_PEER))
+
+
+def parse(message: type[Any], data: bytes) -> Any:
+    """The protobuf message of hostile bytes; `RemoteError` if it is none."""
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise RemoteError(
+            f"{len(data)} bytes that should be a {message.__name__} are not: the other side may run "
+            "another version"
+        ) from error
+
+
+def read_message(kind: type[T], message: Any) -> T:
+    """The value of an already parsed message of the other side, held to the bounds of its record."""
+    record = RECORDS[kind]
+    try:
+        return cast(T, record.read(message, kind.__name__))
+    except Unfit as error:
+        raise record.fault(f"the other side sent a message that does not fit: {error}") from error
+
+
+def write_message(value: object) -> Any:
+    """The protobuf message of a value in `RECORDS`; `LocalError` if it breaks its own bounds."""
+    record = RECORDS.get(type(value))
+    if record is None:
+        raise LocalError(f"{type(value).__name__} is not a message of the protocol")
+    try:
+        return record.write(value, type(value).__name__)
+    except Unfit as error:
+        raise LocalError(f"a message was not sent: {error}") from error
+
+
+def _body_name(message: object, table: dict[str, Record[Any]]) -> str:
+    name = _BODY_NAMES.get(type(message), "")
+    if name not in table:
+        raise LocalError(f"{type(message).__name__} does not travel in this direction")
+    return name
+
+
+def _read_body(envelope: Any, table: dict[str, Record[Any]]) -> Any:
+    name = envelope.WhichOneof("body")
+    if name is None:
+        raise RemoteError("the other side sent a message without a body that this version knows")
+    return read_message(table[name].kind, getattr(envelope, name))

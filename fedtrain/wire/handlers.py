@@ -1,0 +1,117 @@
+"""What the coordinator puts behind the wire: plain async methods on core values.
+
+A handler gets a `Caller`, whose certificate was judged when the call began, and raises errors of
+`fedtrain.errors`, which the other side raises again. On a long stream the handler judges again by
+itself, because a certificate may expire or be revoked meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedtrain.core import messages as core
+from fedtrain.core.spec import RunSpec
+from fedtrain.wire.values import Admission, Caller, Document, Export, InviteRequest, SigningRequest
+
+Judge = Callable[[Mapping[str, Iterable[bytes]], str, str], Caller]
+"""(auth context, service, method) -> who calls; raises `RefusedError` or `RemoteError` to refuse.
+
+Services are `Enrolment`, `Session`, `Transfer`, `Operations` and `Health`; methods as in the protos.
+"""
+
+
+class EnrolmentHandler(Protocol):
+    """Turns invites into members."""
+
+    async def enrol(self, caller: Caller, request: SigningRequest) -> Admission:
+        """The certificate; the same one again for the same request."""
+
+
+class SessionHandler(Protocol):
+    """Holds the conversations with sites."""
+
+    def attend(
+        self, caller: Caller, incoming: AsyncIterator[core.FromPeer]
+    ) -> AsyncIterator[tuple[int, core.ToPeer]]:
+        """An async generator of (epoch, message). `incoming` ends when the site is gone, however it
+        went; the generator is closed then, or cancelled where it waits."""
+
+
+class TransferHandler(Protocol):
+    """Hands out and takes in blobs."""
+
+    def fetch(self, caller: Caller, digest: str, offset: int) -> AsyncIterator[bytes]:
+        """An async generator of frames, as `chunks.FrameCache.read` makes them."""
+
+    async def offer(self, caller: Caller, offer: core.Offer) -> core.Missing:
+        """What is still missing of the offered blob."""
+
+    async def send(
+        self, caller: Caller, digest: str, pieces: AsyncIterator[tuple[int, bytes]]
+    ) -> core.Missing:
+        """Takes (offset, data) pieces of at most a mebibyte. Their end proves nothing: the stream of a
+        killed client ends in the same way."""
+
+    async def commit(self, caller: Caller, commit: core.Commit) -> core.Receipt:
+        """Makes the upload count. Runs to its end even if the caller goes away."""
+
+
+class OperationsHandler(Protocol):
+    """Answers operators, observers and auditors with documents."""
+
+    async def make_invite(self, caller: Caller, request: InviteRequest) -> str:
+        """The line to paste."""
+
+    async def start(self, caller: Caller, spec: RunSpec) -> Document:
+        """Starts a run."""
+
+    async def check(self, caller: Caller, spec: RunSpec) -> Document:
+        """Says who would refuse it and why."""
+
+    async def pause(self, caller: Caller, run: str) -> Document:
+        """Lets the round end and starts no other."""
+
+    async def resume(self, caller: Caller, run: str) -> Document:
+        """Goes on."""
+
+    async def stop(self, caller: Caller, run: str) -> Document:
+        """Ends the run for good."""
+
+    async def runs(self, caller: Caller) -> Document:
+        """All runs."""
+
+    async def run(self, caller: Caller, run: str) -> Document:
+        """One run."""
+
+    async def rounds(self, caller: Caller, run: str) -> Document:
+        """Its closed rounds."""
+
+    async def members(self, caller: Caller) -> Document:
+        """All members."""
+
+    async def member(self, caller: Caller, name: str) -> Document:
+        """One member."""
+
+    async def models(self, caller: Caller, run: str) -> Document:
+        """The published versions of a run."""
+
+    def watch(self, caller: Caller, run: str) -> AsyncIterator[Document]:
+        """An async generator: the run as it is now, then after every change, until it has ended."""
+
+    async def export(self, caller: Caller, run: str, version: int | None) -> Export:
+        """A published model; None is the newest."""
+
+    def journal(self, caller: Caller, after: int) -> AsyncIterator[Document]:
+        """An async generator of the rows behind `after`, as of now."""
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """What the coordinator puts behind the wire."""
+
+    enrolment: EnrolmentHandler
+    session: SessionHandler
+    transfer: TransferHandler
+    operations: OperationsHandler

@@ -1,0 +1,88 @@
+"""The one place for gRPC's settings and credentials.
+
+Liveness of a peer is not decided here: a stopped process keeps its kernel acknowledging, so the
+coordinator's lease on heartbeats decides. Keepalive only keeps NAT entries warm and finds a dead
+link within `KEEPALIVE_MS + KEEPALIVE_TIMEOUT_MS`; traffic of any kind counts as an answer.
+"""
+
+from __future__ import annotations
+
+import grpc
+
+from fedtrain.errors import ConfigError
+
+MESSAGE_BYTES_MAX = 4 << 20
+"""Largest message either side accepts. Chunks are 1 MiB; an order with its model chain fits easily."""
+
+KEEPALIVE_MS = 20_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+PING_INTERVAL_MIN_MS = 10_000
+"""What the server puts up with; below `KEEPALIVE_MS`, or it would hang up on its own clients."""
+
+STREAMS_MAX = 64
+"""Concurrent calls of one connection. A site has one session and a few transfers."""
+
+WINDOW_BYTES = 1 << 20
+
+Options = list[tuple[str, str | int]]
+
+
+def _shared() -> Options:
+    return [
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),  # 0: no bound, an idle session is pinged for days
+    ]
+
+
+def server_options() -> Options:
+    """Options of the coordinator's server."""
+    return [
+        *_shared(),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
+        ("grpc.max_concurrent_streams", STREAMS_MAX),
+        ("grpc.so_reuseport", 0),  # else a second coordinator would bind the same port unnoticed
+    ]
+
+
+def channel_options(server_name: str, proxy: str | None = None) -> Options:
+    """Options of a client's channel.
+
+    Args:
+        server_name: DNS name in the coordinator's certificate, whatever address is dialled.
+        proxy: `host:port` of an HTTP CONNECT proxy, or None for none. The environment's `http_proxy`
+            is never obeyed: gRPC would take it even for 127.0.0.1.
+    """
+    if proxy is None:
+        way: Options = [("grpc.enable_http_proxy", 0)]
+    else:
+        way = [("grpc.enable_http_proxy", 1), ("grpc.http_proxy", f"http://{proxy}")]
+    return [
+        *_shared(),
+        *way,
+        ("grpc.ssl_target_name_override", server_name),
+        ("grpc.use_local_subchannel_pool", 1),  # a client is a connection; a renewed one gets its own
+        ("grpc.initial_reconnect_backoff_ms", 250),
+        ("grpc.min_reconnect_backoff_ms", 5_000),  # also the time that a TLS handshake may take
+        ("grpc.max_reconnect_backoff_ms", 5_000),  # the agent has a back-off of its own on top
+    ]
+
+
+def server_credentials(key_pem: bytes, chain_pem: bytes, ca_pem: bytes) -> grpc.ServerCredentials:
+    """The server's key and certificate chain; clients must show one of `ca_pem`."""
+    try:
+        return grpc.ssl_server_credentials(
+            [(key_pem, chain_pem)], root_certificates=ca_pem, require_client_auth=True
+        )
+    except ValueError as error:
+        raise ConfigError(f"the server's certificate or key cannot be used ({error})") from error
+
+
+def channel_credentials(key_pem: bytes, chain_pem: bytes, ca_pem: bytes) -> grpc.ChannelCredentials:
+    """A client's key and certificate chain; the server must show one of `ca_pem`."""
+    return grpc.ssl_channel_credentials(
+        root_certificates=ca_pem, private_key=key_pem, certificate_chain=chain_pem
+    )
