@@ -66,12 +66,13 @@ def open_round(
     index = next_index(run)
     attempt = previous.attempt + 1 if previous else 1
     kept = _kept_seats(previous)
+    cohort = members  # the initial weights are shared with all of them, though one site makes them
     if kind_of_round(run.spec, index) is OrderKind.SEED:
         members = tuple(kept) or (members[(attempt - 1) % len(members)],)
     fresh = tuple(site for site in members if site not in kept)
     seats = dict(kept)
     for site in fresh:
-        seats[site] = Seat(_order(run, index, attempt, site, members), Standing.INVITED)
+        seats[site] = Seat(_order(run, index, attempt, site, cohort), Standing.INVITED)
     opened = OpenRound(
         index=index,
         attempt=attempt,

@@ -32,29 +32,43 @@ def consented(state: State, run: RunState, event: ev.ConsentGiven) -> Turn:
 
 def refused(state: State, run: RunState, event: ev.ConsentRefused) -> Turn:
     """The site's contract says no: the round goes on without it, and it is not asked again soon."""
-    found = uploads.seat_of(run, event.order)
-    if found is None or found[1].standing not in AT_WORK:
+    run, site, seat = _given_up(run, event.order, AT_WORK)
+    if not site:
         return run, NOTHING
-    site, seat = found
     reason = "; ".join(event.reasons) or "no reason given"
     attached = state.attached.get(site)
-    run = replace(
-        run, excluded=put(run.excluded, site, Excluded(reason, attached.session if attached else ""))
-    )
-    return with_seat(run, site, replace(seat, standing=Standing.REFUSED, reason=reason)), NOTHING
+    exclusion = Excluded(reason, attached.session if attached else "")
+    run = replace(run, excluded=put(run.excluded, site, exclusion))
+    if seat is not None:
+        run = with_seat(run, site, replace(seat, standing=Standing.REFUSED, reason=reason))
+    return run, NOTHING
 
 
 def failed(state: State, run: RunState, event: ev.WorkFailed | ev.UpdateRejected) -> Turn:
     """The site could not do it, or sent something that cannot be used."""
-    found = uploads.seat_of(run, event.order)
-    if found is None:
-        busy = {site for site, order in run.busy.items() if order.id == event.order}
-        return replace(run, busy=without(run.busy, *busy)), NOTHING
-    site, seat = found
-    if seat.standing not in (*AT_WORK, Standing.LOST):
+    run, site, seat = _given_up(run, event.order, AT_WORK | {Standing.LOST})
+    if not site:
         return run, NOTHING
-    seat = replace(seat, standing=Standing.FAILED, reason=event.reason)
-    return with_seat(run, site, seat), (Cancel(site, event.order, event.reason),)
+    if seat is not None:
+        run = with_seat(run, site, replace(seat, standing=Standing.FAILED, reason=event.reason))
+    return run, (Cancel(site, event.order, event.reason),)
+
+
+def _given_up(
+    run: RunState, order_id: str, waiting: frozenset[Standing]
+) -> tuple[RunState, str, Seat | None]:
+    """Whose answer this is, and the seat that was `waiting` for it; "" for nobody's.
+
+    A late order holds no seat, but its site counts as busy: from here on it does not. Its round may
+    still be aggregating, with a seat of the same order that is not changed any more.
+    """
+    for site, order in run.busy.items():
+        if order.id == order_id:
+            return replace(run, busy=without(run.busy, site)), site, None
+    found = uploads.seat_of(run, order_id)
+    if found is None or found[1].standing not in waiting:
+        return run, "", None
+    return run, *found
 
 
 def seeded(state: State, run: RunState, event: ev.ModelSeeded) -> Turn:

@@ -200,11 +200,17 @@ def _stop(state: State, run: RunState, event: ev.RunStopped) -> Turn:
         for site, seat in (opened.seats.items() if opened else ())
         if seat.standing in AT_WORK
     )
-    return _end(run, Phase.STOPPED, f"stopped by {event.by}", cancels)
+    return _end(state, run, Phase.STOPPED, f"stopped by {event.by}", cancels)
 
 
-def _end(run: RunState, phase: Phase, reason: str, effects: tuple[Effect, ...] = NOTHING) -> Turn:
-    ended = replace(run, phase=phase, reason=reason, round=None, late=(), busy={}, paused="")
+def _end(state: State, run: RunState, phase: Phase, reason: str, effects: tuple[Effect, ...]) -> Turn:
+    """The run is over; an attempt that was still open gets its record too."""
+    records = run.records
+    if run.round is not None and run.phase is not Phase.WAITING:
+        records = (*records, record_of(run.round, state.now_ms, reason=reason))
+    ended = replace(
+        run, phase=phase, reason=reason, records=records, round=None, late=(), busy={}, paused=""
+    )
     return ended, (*effects, Finish(run.spec.run, phase.value, reason), versions.collection(ended))
 
 
@@ -232,9 +238,13 @@ def _every_run(state: State, change: Callable[[RunState], Turn]) -> tuple[State,
 
 
 def _advance(state: State, turn: Turn) -> Turn:
-    """Close what can close, open what can open, until neither can."""
+    """Close what can close, open what can open, until neither can.
+
+    An attempt may open complete, with seats of an abandoned one that have all contributed: it closes
+    at once.
+    """
     run, effects = turn
-    for question in (_close_if_due, _open_if_possible):
+    for question in (_close_if_due, _open_if_possible, _close_if_due):
         run, more = question(state, run)
         effects += more
     return run, effects
@@ -249,13 +259,14 @@ def _close_if_due(state: State, run: RunState) -> Turn:
         return run, NOTHING
     if judgement.verdict is Verdict.ABANDON:
         return _abandon(state, run, opened, judgement.reason)
-    if run.phase is Phase.EVALUATING:
-        return _end(run, Phase.DONE, f"{run.rounds_done} rounds done")
     if run.phase is Phase.SEEDING:
         record = versions.seeding_record(state, run, opened, judgement.reason)
         return replace(run, phase=Phase.WAITING, round=None, records=(*run.records, record)), NOTHING
     closed = close_round(run, judgement.reason)
-    run, cancels = _mark_late(replace(run, phase=Phase.AGGREGATING, reason=judgement.reason, round=closed))
+    run, cancels = _mark_late(replace(run, reason=judgement.reason, round=closed))
+    if run.phase is Phase.EVALUATING:
+        return _end(state, run, Phase.DONE, f"{run.rounds_done} rounds done", cancels)
+    run = replace(run, phase=Phase.AGGREGATING)
     return run, (*cancels, versions.aggregation(run, closed))
 
 

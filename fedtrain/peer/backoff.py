@@ -1,0 +1,34 @@
+"""How long to wait before the next try: longer each time, never all sites at once."""
+
+from __future__ import annotations
+
+import random
+
+
+class Backoff:
+    """Capped exponential back-off with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).
+
+    Each pause is drawn evenly between nothing and the ceiling, so that after an outage the sites do
+    not return in step.
+
+    Args:
+        first_s: the first ceiling; it doubles with every try.
+        cap_s: the last one.
+        chance: where the jitter comes from; nothing has to repeat it.
+    """
+
+    def __init__(self, first_s: float, cap_s: float, chance: random.Random | None = None) -> None:
+        self._first_s = first_s
+        self._cap_s = cap_s
+        self._chance = chance or random.SystemRandom()
+        self._ceiling_s = first_s
+
+    def next_s(self) -> float:
+        """The next pause, in seconds."""
+        pause_s = self._chance.uniform(0.0, self._ceiling_s)
+        self._ceiling_s = min(self._cap_s, 2 * self._ceiling_s)
+        return pause_s
+
+    def reset(self) -> None:
+        """It worked: the next trouble starts from the first ceiling again."""
+        self._ceiling_s = self._first_s

@@ -1,0 +1,224 @@
+"""What the agent says to the coordinator, and what it makes of what it hears."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+import fedtrain
+from fedtrain.core import agent as core
+from fedtrain.core import canonical
+from fedtrain.core import messages as msg
+from fedtrain.core.agent import AgentEvent, AgentState
+from fedtrain.core.contract import judge
+from fedtrain.core.orders import Order, Progress, Result
+from fedtrain.errors import BadSignature, IntegrityError, StaleRound, UnreachableError
+from fedtrain.methods.codecs import CODECS
+from fedtrain.peer.jobs import in_thread
+from fedtrain.peer.results import report
+from fedtrain.peer.session import Session
+from fedtrain.peer.settings import AgentSettings
+from fedtrain.peer.witness import Witness
+from fedtrain.trust import statements
+from fedtrain.trust.certificates import read_certificate
+from fedtrain.trust.diagnosis import explain_unreachable
+from fedtrain.trust.folders import MemberKeys
+from fedtrain.wire.status import printable
+
+_log = logging.getLogger("fedtrain.peer")
+
+HEARTBEAT_MS = 5_000
+"""Until a welcome says otherwise."""
+
+HEARTBEAT_MS_MIN = 20
+"""A coordinator that asks for more than this is answered at this pace."""
+
+
+class Owner(Protocol):
+    """What the desk needs of its agent."""
+
+    session: Session
+
+    @property
+    def state(self) -> AgentState:
+        """What the agent knows."""
+
+    def submit(self, *events: AgentEvent) -> None:
+        """Journal, step, act."""
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something run beside."""
+
+
+class Desk:
+    """The agent's end of the session.
+
+    An answer without a file (a failure, an evaluation) has no receipt. It counts as delivered when
+    its session has outlived it by one heartbeat, or was ended in good order; a session that breaks
+    before takes it with it, and the next one carries it again. Should it be lost all the same, the
+    coordinator still holds the seat open and hands the order out anew.
+    """
+
+    def __init__(self, owner: Owner, settings: AgentSettings, keys: MemberKeys) -> None:
+        self._owner = owner
+        self._settings = settings
+        self._message_key = keys.message_key
+        self._facts = read_certificate(keys.certificate_pem)
+        self._consortium = keys.membership.consortium
+        self._witness = Witness(settings.state / "heads", self._consortium, keys.coordinator_public)
+        self._heartbeat_ms = HEARTBEAT_MS
+        self._retimed = asyncio.Event()
+        self._beats = 0
+        self._told: dict[str, tuple[int, int]] = {}
+        self._invitation: Order | None = None
+
+    # -- what the session asks --------------------------------------------------------------------
+
+    def greet(self) -> msg.Hello:
+        """The hello of a new session, with the orders in hand."""
+        return msg.Hello(
+            protocol=msg.PROTOCOL_VERSION,
+            version=fedtrain.__version__,
+            session=secrets.token_hex(8),
+            tasks=self._owner.state.contract.tasks,
+            codecs=tuple(CODECS),
+            holding=tuple(self._owner.state.held),
+        )
+
+    def admit_epoch(self, epoch: int) -> None:
+        """Remember the highest epoch for good; refuse a lower one."""
+        highest = self._owner.state.epoch
+        if epoch < highest:
+            raise StaleRound(
+                f"this coordinator is in epoch {epoch}, and epoch {highest} was seen already: it is an old "
+                "one or was restored from an old copy, so it is not obeyed; its operator has to stop it"
+            )
+        if epoch > highest:
+            self._owner.submit(core.EpochSeen(_now_ms(), epoch))
+
+    def welcome(self, welcome: msg.Welcome) -> None:
+        """A session is open: say again what the last one may not have carried."""
+        if welcome.consortium != self._consortium:
+            raise BadSignature(
+                f"this is consortium {welcome.consortium}, our certificate is of {self._consortium}"
+            )
+        self._heartbeat_ms = max(HEARTBEAT_MS_MIN, welcome.heartbeat_ms or HEARTBEAT_MS)
+        self._retimed.set()
+        _log.info(
+            "attached to %s at %s (fedtrain %s), epoch %d",
+            welcome.consortium,
+            self._settings.coordinator,
+            printable(welcome.version),
+            self._owner.state.epoch,
+        )
+        for effect in core.resume(self._owner.state):
+            if isinstance(effect, core.Report):
+                self.report(effect.result)
+
+    def receive(self, message: msg.ToPeer) -> None:
+        """A message of the coordinator, in its turn."""
+        match message:
+            case msg.Invitation(order):
+                self._invited(order)
+            case msg.Cancellation(order_id, reason):
+                if order_id in self._owner.state.held:
+                    _log.info("%s is called off: %s", order_id, printable(reason))
+                    self._owner.submit(core.OrderCancelled(_now_ms(), order_id, reason))
+            case msg.Inquiry(inquiry, order):
+                decision = judge(self._owner.state.contract, order)
+                self._owner.session.say(msg.Answer(inquiry, decision.accepted, decision.reasons))
+            case msg.Publication():
+                outcome = printable(message.outcome)
+                _log.info(
+                    "%s: version %d is out; our part in round %d: %s",
+                    message.run,
+                    message.version,
+                    message.round,
+                    outcome,
+                )
+            case msg.Head():
+                self._owner.background(self._keep(message))
+
+    def explain(self, error: UnreachableError) -> str:
+        """Why nobody answered, from what is known here."""
+        return explain_unreachable(self._facts, self._settings.coordinator, str(error), _now_ms())
+
+    # -- what the agent says ----------------------------------------------------------------------
+
+    def consent(self, reply: core.Reply) -> None:
+        """The contract's answer, signed."""
+        order = self._invitation
+        if order is None or order.id != reply.order:
+            return  # only an invitation is answered
+        if reply.accepted:
+            _log.info("%s is accepted: %s, %d steps", order.id, order.kind, order.steps)
+        else:
+            _log.warning("%s is refused: %s", order.id, printable("; ".join(reply.reasons)))
+        statement = statements.Consent(order.id, canonical.digest(order), reply.accepted, reply.reasons)
+        signature = statements.sign(statement, self._message_key).hex()
+        self._owner.session.say(msg.Consent(order.id, reply.accepted, reply.reasons, signature))
+
+    def report(self, result: Result) -> None:
+        """An answer without a file; once in each session."""
+        number = self._owner.session.number
+        if self._told.get(result.order, (0, 0))[0] != number and self._owner.session.say(report(result)):
+            self._told[result.order] = (number, self._beats)
+
+    async def next_beat(self) -> None:
+        """Returns when the next sign of life is due; at once when a welcome changed the pace."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._heartbeat_ms / 1000):
+                await self._retimed.wait()
+        self._retimed.clear()
+
+    def beat(self, progress: tuple[Progress, ...]) -> None:
+        """A sign of life; answers that this session has outlived are delivered."""
+        if not self._owner.session.say(msg.Heartbeat(progress)):
+            return
+        number = self._owner.session.number
+        self._beats += 1
+        self._delivered([o for o, (n, beat) in self._told.items() if n == number and beat + 1 < self._beats])
+
+    def ended_well(self) -> None:
+        """The coordinator ended the session after our goodbye: it has heard everything."""
+        number = self._owner.session.number
+        self._delivered([order for order, (n, _) in self._told.items() if n == number])
+
+    def _delivered(self, orders: list[str]) -> None:
+        for order in orders:
+            del self._told[order]
+            if order in self._owner.state.held:
+                self._owner.submit(core.AnswerDelivered(_now_ms(), order))
+
+    def _invited(self, order: Order) -> None:
+        if order.site != self._settings.site:
+            _log.error("an order for %s came here and is left alone", order.site)
+            return
+        self._invitation = order
+        try:
+            self._owner.submit(core.OrderReceived(_now_ms(), order))
+        finally:
+            self._invitation = None
+
+    async def _keep(self, head: msg.Head) -> None:
+        """A head becomes a file first, then an event: the file is what others ask this site for."""
+        try:
+            signed = self._witness.check(head)
+            await in_thread(self._witness.keep, signed)
+        except (BadSignature, IntegrityError) as error:
+            _log.error("the coordinator's journal: %s", error)
+            return
+        self._owner.submit(
+            core.HeadWitnessed(
+                _now_ms(), head.consortium, head.sequence, head.hash, head.at_ms, head.signature
+            )
+        )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

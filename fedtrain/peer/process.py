@@ -1,0 +1,144 @@
+"""The agent's process: open the folder, attend, work until told to stop, or once and leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from fedtrain.errors import ConfigError, UnreachableError
+from fedtrain.peer.agent import Agent
+from fedtrain.peer.settings import AgentSettings
+from fedtrain.storage.journal import Journal
+from fedtrain.trust.folders import MemberKeys, load_member
+from fedtrain.trust.identity import Role
+from fedtrain.wire.client import CoordinatorClient
+from fedtrain.wire.options import channel_credentials
+
+_log = logging.getLogger("fedtrain.peer")
+
+ONCE_PATIENCE_S = 60.0
+"""How long `once` tries to reach the coordinator."""
+
+ONCE_IDLE_S = 5.0
+"""How long `once` waits for an order. One that is due comes right behind the welcome."""
+
+
+def run(settings: AgentSettings, once: bool = False) -> None:
+    """Run the site's agent until SIGTERM, or Ctrl-C (which raises `KeyboardInterrupt`).
+
+    With `once` it attends, takes the order that waits for it, sees it through (or hands it over to a
+    trainer that the site starts itself), delivers what is ready, and leaves.
+
+    Raises:
+        ConfigError: the folder is not a joined site's, or belongs to another one.
+        RefusedError: the coordinator does not accept this site.
+        UnreachableError: with `once`, nobody answered; without, it is tried for ever.
+        StorageError: another agent runs on the folder, or the disk refuses.
+        IntegrityError: the journal is damaged.
+    """
+    import uvloop
+
+    keys = load_member(settings.state)
+    _check(settings, keys)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        interrupted = runner.run(_run(settings, keys, once))
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _check(settings: AgentSettings, keys: MemberKeys) -> None:
+    member = keys.membership
+    if member.role is not Role.SITE or member.name != settings.site:
+        raise ConfigError(
+            f"this folder was joined as {member.role.value} {member.name}, its file says site "
+            f"{settings.site}: correct the name, or join as that site into a folder of its own",
+            file=str(settings.data_file),
+            key="site",
+        )
+    for clause in settings.unenforced:
+        _log.warning("%s", clause)
+
+
+async def _run(settings: AgentSettings, keys: MemberKeys, once: bool) -> bool:
+    """Work until the end; True if it was Ctrl-C."""
+    journal = Journal.open(settings.state / "journal.db", lock=settings.state / "lock")
+    if journal.note:
+        _log.warning("%s", journal.note)
+    credentials = channel_credentials(keys.tls_key_pem, keys.certificate_pem, keys.ca_pem)
+    server_name = keys.membership.server_name
+    try:
+        async with CoordinatorClient(
+            settings.coordinator, credentials, server_name, settings.proxy
+        ) as client:
+            return await _serve(Agent(settings, keys, client, journal), once)
+    finally:
+        journal.close()
+
+
+async def _serve(agent: Agent, once: bool) -> bool:
+    stop = _stop_signals()
+    session = asyncio.create_task(agent.session.keep())
+    ends: set[asyncio.Future[int] | asyncio.Future[None]] = {stop, session, agent.failed}
+    try:
+        await agent.start()
+        if once:
+            ends.add(asyncio.create_task(see_through(agent)))
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in done:
+            end.result()
+        _log.info("the agent leaves")
+        if await agent.session.leave("leaves for now" if once else "is stopped"):
+            agent.desk.ended_well()
+        return stop.done() and stop.result() == signal.SIGINT
+    finally:
+        for end in ends - {stop, agent.failed}:
+            end.cancel()
+        await asyncio.gather(*ends - {stop, agent.failed}, return_exceptions=True)
+        await agent.stop()
+
+
+async def see_through(agent: Agent) -> None:
+    """What `once` does between coming and leaving.
+
+    Raises `UnreachableError` if no session could be opened in time.
+    """
+    try:
+        async with asyncio.timeout(ONCE_PATIENCE_S):
+            await agent.session.attached.wait()
+    except TimeoutError as error:
+        raise UnreachableError(f"{agent.session.failure} (tried for {ONCE_PATIENCE_S:.0f} s)") from error
+    try:
+        async with asyncio.timeout(ONCE_IDLE_S):
+            await agent.until(lambda: bool(agent.state.held))
+    except TimeoutError:
+        _log.info("no order waits for this site")
+        return
+    while not agent.at_rest:
+        before = agent.progress_count
+        patience_ms = max((held.order.patience_ms for held in agent.state.held.values()), default=0)
+        try:
+            async with asyncio.timeout(patience_ms / 1000):
+                await agent.until(lambda: agent.at_rest)
+        except TimeoutError:
+            if agent.progress_count == before:
+                waiting = ", ".join(agent.state.held)
+                _log.warning(
+                    "nothing moved for %d s; left for the next time: %s", patience_ms // 1000, waiting
+                )
+                return
+
+
+def _stop_signals() -> asyncio.Future[int]:
+    """Resolves with the first of SIGINT and SIGTERM; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[int] = loop.create_future()
+
+    def on(number: int) -> None:
+        loop.remove_signal_handler(number)
+        if not stop.done():
+            stop.set_result(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on, number)
+    return stop

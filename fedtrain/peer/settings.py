@@ -1,0 +1,39 @@
+"""What the agent is told about its site: plain values, made from `peer.yaml` by whoever starts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtrain.core.contract import Contract
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """One site's agent.
+
+    Attributes:
+        folder: the site's folder; the trainer starts in it.
+        site: the site's name, which must be the one in its certificate.
+        coordinator: `host:port`.
+        proxy: `host:port` of an HTTP CONNECT proxy, None for none.
+        state: keys, journal, models: the agent's own folder, closed to the trainer.
+        mailbox: the folder shared with the trainer.
+        launch: `process`, the agent starts the trainer; or `external`, the site does.
+        contract: what orders are held against.
+        data_file: the `peer.yaml` in which the trainer finds its data sets.
+        trainer_threads: threads of the trainer's arithmetic; its results depend on it.
+        unenforced: clauses that this version does not enforce, one sentence each, told at the start.
+    """
+
+    folder: Path
+    site: str
+    coordinator: str
+    proxy: str | None
+    state: Path
+    mailbox: Path
+    launch: str
+    contract: Contract
+    data_file: Path
+    trainer_threads: int = 1
+    unenforced: tuple[str, ...] = ()

@@ -1,0 +1,163 @@
+"""What a site's file may hold, and which of its clauses are enforced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedtrain.config import load_peer, peer_template
+from fedtrain.core.contract import Contract, Rights
+from fedtrain.errors import ConfigError
+
+PEER = """\
+site: jsc
+coordinator: coordinator.example.org:7443
+proxy: null                      # host:port of an HTTP CONNECT proxy, if any
+state: state                     # certificate, journal, ledgers, blobs
+mailbox: mailbox                 # shared with the trainer
+trainer: {launch: process}       # process | external | slurm | pbs; devices: auto
+datasets:
+  corpus:
+    path: /data/corpus/*.txt
+    format: text
+    licence: CC-BY-4.0
+    rights: {discoverable: true, execute: [causal_lm], read: false, write: false}
+    privacy: {unit: record, epsilon_max: 8.0, delta: 1.0e-5}
+contract:
+  runs: ["library-*"]
+  tasks: [causal_lm]
+  cohort_min: 2
+  require: {masked: false}
+  hours: "00:00-24:00 Europe/Berlin"
+  upload_max_per_day: 10GB
+  gpu_hours_max: 500
+  use: non-economic
+  approval: automatic
+energy: {pue: 1.07, price_eur_per_kwh: 0.20, co2_g_per_kwh: 380}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "peer.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_documented_site_loads(tmp_path: Path) -> None:
+    """The documented site file loads, with its folders resolved against its own."""
+    peer = load_peer(written(tmp_path, PEER))
+    assert peer.site == "jsc" and peer.coordinator == "coordinator.example.org:7443" and peer.proxy is None
+    assert peer.state == str(tmp_path / "state") and peer.mailbox == str(tmp_path / "mailbox")
+    assert peer.datasets["corpus"].path == ("/data/corpus/*.txt",)
+    assert peer.datasets["corpus"].rights.execute == ("causal_lm",)
+    assert peer.contract.runs == ("library-*",) and peer.contract.upload_max_per_day == 10**10
+    assert peer.energy.pue == 1.07
+
+
+def test_contract_reaches_the_agent_whole(tmp_path: Path) -> None:
+    """The agent judges by exactly the runs, tasks, cohort and rights that the file names."""
+    rights = Rights(discoverable=True, execute=("causal_lm",), read=False, write=False)
+    expected = Contract(("library-*",), ("causal_lm",), 2, {"corpus": rights})
+    assert load_peer(written(tmp_path, PEER)).terms() == expected
+
+
+def test_unenforced_clauses_are_listed(tmp_path: Path) -> None:
+    """Clauses that this version does not enforce are listed by name, and the harmless ones are not."""
+    clauses = load_peer(written(tmp_path, PEER)).unenforced()
+    assert [clause.split(":")[0] for clause in clauses] == [
+        "contract.upload_max_per_day",
+        "contract.gpu_hours_max",
+        "datasets.corpus.privacy",
+    ]
+    night = PEER.replace("00:00-24:00", "20:00-06:00")
+    assert load_peer(written(tmp_path, night)).unenforced()[0].startswith("contract.hours")
+
+
+def test_template_is_a_valid_site_that_allows_nothing(tmp_path: Path) -> None:
+    """The file that `join` leaves is valid as it stands, names the site, and allows no run."""
+    peer = load_peer(written(tmp_path, peer_template("north", "10.0.0.1:7443")))
+    assert (peer.site, peer.coordinator, peer.proxy) == ("north", "10.0.0.1:7443", None)
+    assert peer.contract.runs == () and peer.contract.tasks == () and not peer.datasets
+    assert peer.unenforced() == ()
+
+
+def test_template_with_its_examples_uncommented_is_valid(tmp_path: Path) -> None:
+    """The commented examples of the template are valid once the comment signs are taken away."""
+    text = peer_template("north", "10.0.0.1:7443", "proxy.example.org:3128")
+    text = (
+        text.replace("datasets: {}\n", "datasets:\n")
+        .replace("energy: {}\n", "energy:\n")
+        .replace("\n#  ", "\n  ")
+    )
+    peer = load_peer(written(tmp_path, text))
+    assert peer.datasets["corpus"].rights.execute == ("causal_lm",) and peer.energy.pue == 1.4
+    assert peer.proxy == "proxy.example.org:3128"
+
+
+WRONG = [
+    ("site: jsc", "sight: jsc", 1, "sight", ["'site'"]),
+    ("site: jsc", 'site: "a\\e[31mb"', 1, "site", ["small letters"]),
+    (
+        "coordinator: coordinator.example.org:7443",
+        "coordinator: example.org",
+        2,
+        "coordinator",
+        ["HOST:PORT"],
+    ),
+    (
+        "coordinator: coordinator.example.org:7443",
+        "coordinator: example.org:99999",
+        2,
+        "coordinator",
+        ["65535"],
+    ),
+    ("proxy: null", "proxy: 3128", 3, "proxy", ["3128"]),
+    ("mailbox: mailbox ", "mailbox: ./state ", 5, "mailbox", ["apart"]),
+    ("mailbox: mailbox ", "mailbox: state/mailbox ", 5, "mailbox", ["apart"]),
+    ("launch: process", "launch: slurm", 6, "trainer.launch", ["not available in this version", "external"]),
+    ("launch: process", "launch: proces", 6, "trainer.launch", ["'proces'", "'process'"]),
+    ("format: text", "formt: text", 10, "datasets.corpus.formt", ["'format'"]),
+    ("    path: /data/corpus/*.txt\n", "", 8, "datasets.corpus.path", ["missing"]),
+    ("path: /data/corpus/*.txt", "path: [1]", 9, "datasets.corpus.path[0]", ["1", "string"]),
+    ("read: false", "read: sometimes", 12, "datasets.corpus.rights.read", ["'sometimes'"]),
+    ("epsilon_max: 8.0", "epsilon_max: 0", 13, "datasets.corpus.privacy.epsilon_max", ["greater than 0"]),
+    ("delta: 1.0e-5", "delta: 1.0", 13, "datasets.corpus.privacy.delta", ["less than 1"]),
+    ("cohort_min: 2", "cohort_min: none", 17, "contract.cohort_min", ["'none'", "integer"]),
+    ("cohort_min: 2", "cohort_min: 0", 17, "contract.cohort_min", ["0"]),
+    ("masked: false", "masked: true", 18, "contract.require.masked", ["not available in this version"]),
+    ("Europe/Berlin", "Europe/Bonn", 19, "contract.hours", ["Europe/Bonn", "time zone"]),
+    ("00:00-24:00", "0-24", 19, "contract.hours", ["HH:MM-HH:MM"]),
+    (
+        "upload_max_per_day: 10GB",
+        "upload_max_per_day: 10",
+        20,
+        "contract.upload_max_per_day",
+        ["unit", "10GB"],
+    ),
+    (
+        "upload_max_per_day: 10GB",
+        "upload_max_per_day: 10Gb",
+        20,
+        "contract.upload_max_per_day",
+        ["'Gb'", "GiB"],
+    ),
+    ("gpu_hours_max: 500", "gpu_hours_max: -1", 21, "contract.gpu_hours_max", ["-1"]),
+    ("use: non-economic", "use: economics", 22, "contract.use", ["'economics'", "non-economic"]),
+    ("approval: automatic", "approval: manual", 23, "contract.approval", ["not available in this version"]),
+    ("pue: 1.07", "pue: 0.5", 24, "energy.pue", ["0.5", "1"]),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "key", "words"), WRONG, ids=[f"{w[1]!r}" for w in WRONG])
+def test_mistake_is_named(tmp_path: Path, old: str, new: str, line: int, key: str, words: list[str]) -> None:
+    """A mistake is answered with the file's line, the key, what was found and what is valid."""
+    assert old in PEER
+    with pytest.raises(ConfigError) as caught:
+        load_peer(written(tmp_path, PEER.replace(old, new, 1)))
+    error = caught.value
+    assert error.file == f"{tmp_path / 'peer.yaml'}:{line}"
+    assert error.key == key
+    for word in words:
+        assert word in str(error), f"{word!r} is not in {error}"
+    assert "\x1b" not in str(error)

@@ -1,0 +1,409 @@
+"""The agent over a real mailbox and journal, with a coordinator in memory at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from peer_world import LAYOUT, RUN, FakeCoordinator, Site, Versions, an_order, model_digest, settled
+
+from fedtrain.core import canonical
+from fedtrain.core import messages as msg
+from fedtrain.core.contract import Contract
+from fedtrain.core.orders import OrderKind, Result
+from fedtrain.errors import BadUpdate, StaleRound, StorageError, UnreachableError
+from fedtrain.storage.chain import SignedHead
+from fedtrain.trust import statements
+
+
+@pytest.fixture
+async def coordinator() -> FakeCoordinator:
+    return FakeCoordinator()
+
+
+@pytest.fixture
+async def site(tmp_path: Path, coordinator: FakeCoordinator) -> Site:
+    return Site(tmp_path / "site", coordinator)
+
+
+@pytest.fixture
+async def versions(tmp_path: Path, coordinator: FakeCoordinator) -> Versions:
+    made = Versions(tmp_path)
+    coordinator.blobs = made.blobs
+    return made
+
+
+async def test_a_round_from_invitation_to_receipt(
+    site: Site, coordinator: FakeCoordinator, versions: Versions
+) -> None:
+    """An allowed order is consented to, its model fetched, its result uploaded once and receipted."""
+    order = an_order(3, model=versions.ref(2), parent="")
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        claim = await site.claim()
+        assert claim.order == order
+        assert model_digest(claim.folder / "model.safetensors") == versions.digests[2]
+        result = site.hand_in(order)
+        await coordinator.until(lambda: coordinator.commits)
+        await settled(agent)
+    (consent,) = coordinator.of(msg.Consent)
+    statement = statements.Consent(order.id, canonical.digest(order), True, ())
+    statements.verify(statement, site.keys.message_key.public, bytes.fromhex(consent.signature))
+    (commit,) = coordinator.commits
+    assert (commit.order, commit.digest, commit.weight, commit.steps) == (order.id, result.digest, 80, 5)
+    signed = statements.Commit(RUN, order.id, result.digest, 500, 80, 5)
+    statements.verify(signed, site.keys.message_key.public, bytes.fromhex(commit.signature))
+    assert bytes(coordinator.received[result.digest]) == b"u" * 500
+    (receipt,) = site.entries("UploadAcknowledged")
+    assert (receipt["order"], receipt["outcome"], receipt["signed_ms"]) == (order.id, "stored", 7)
+
+
+async def test_what_is_over_leaves_nothing_behind(
+    site: Site, coordinator: FakeCoordinator, versions: Versions
+) -> None:
+    """After the receipt neither mailbox nor outbox holds anything of the order; one model stays."""
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        for round_index in (1, 2, 3):
+            coordinator.invite(an_order(round_index, model=versions.ref(round_index - 1)))
+            claim = await site.claim()
+            site.hand_in(claim.order, bytes([round_index]) * 100)
+            await coordinator.until(lambda n=round_index: len(coordinator.commits) == n)
+            await settled(agent)
+    folder = site.settings.mailbox
+    assert not any(list((folder / name).iterdir()) for name in ("orders", "claims", "results"))
+    assert not list((site.settings.state / "outbox").iterdir())
+    models = site.settings.state / "models" / RUN
+    assert [path.name for path in models.glob("*.safetensors")] == ["2.safetensors"]
+    assert coordinator.fetched[0][0] == versions.ref(0).chain[0][1]
+    assert len(coordinator.fetched) == 3, "a snapshot once, then one delta a version"
+
+
+async def test_seeding_hands_over_weights_and_layout(site: Site, coordinator: FakeCoordinator) -> None:
+    """A seed order needs no model, and its commit carries the layout and no numbers."""
+    order = an_order(0, OrderKind.SEED)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+        site.hand_in(order, layout=LAYOUT.to_json(), weight=0, steps=0, norm=0.0)
+        await settled(agent)
+    (commit,) = coordinator.commits
+    assert commit.layout == LAYOUT.to_json()
+    assert (commit.weight, commit.steps, commit.norm, commit.train_loss) == (0, 0, 0.0, None)
+
+
+async def test_the_contract_refuses_with_its_clause(site: Site, coordinator: FakeCoordinator) -> None:
+    """A forbidden order is refused with the clause, signed, and nothing reaches the mailbox."""
+    order = an_order(0, OrderKind.SEED, cohort=("jsc",))
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        (consent,) = await coordinator.until(lambda: coordinator.of(msg.Consent))
+        assert agent.state.held == {}
+    assert not consent.accepted and "contract.cohort_min" in consent.reasons[0]
+    statement = statements.Consent(order.id, canonical.digest(order), False, consent.reasons)
+    statements.verify(statement, site.keys.message_key.public, bytes.fromhex(consent.signature))
+    assert site.mailbox.claim("trainer-1") is None
+
+
+async def test_an_inquiry_is_answered_and_nothing_starts(site: Site, coordinator: FakeCoordinator) -> None:
+    """`run check` learns what the contract would say; the journal and the mailbox hear nothing of it."""
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.send(msg.Inquiry("q1", an_order(0, OrderKind.SEED, task='{"name": "mining"}')))
+        coordinator.send(msg.Inquiry("q2", an_order(0, OrderKind.SEED)))
+        answers = await coordinator.until(
+            lambda: coordinator.of(msg.Answer)[1:] and coordinator.of(msg.Answer)
+        )
+    assert [(answer.inquiry, answer.accepted) for answer in answers] == [("q1", False), ("q2", True)]
+    assert not site.entries("OrderReceived")
+
+
+async def test_an_order_for_another_site_is_left_alone(site: Site, coordinator: FakeCoordinator) -> None:
+    """An order that names another site is neither answered nor worked on."""
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(an_order(0, OrderKind.SEED, site="other"))
+        coordinator.send(msg.Inquiry("q", an_order(0, OrderKind.SEED)))
+        await coordinator.until(lambda: coordinator.of(msg.Answer))
+        assert not agent.state.held and not coordinator.of(msg.Consent)
+
+
+async def test_a_failure_reaches_the_coordinator_though_the_session_breaks(
+    site: Site, coordinator: FakeCoordinator
+) -> None:
+    """A failure that went into a session which then broke is told again in the next one."""
+    order = an_order(0, OrderKind.SEED)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+        site.mailbox.publish(Result(order.id, failure="the loss is not finite"), None)
+        await coordinator.until(lambda: coordinator.of(msg.Failure))
+        coordinator.send(UnreachableError("the connection broke"))
+        failures = await coordinator.until(lambda: coordinator.of(msg.Failure)[1:])
+        assert failures[0] == msg.Failure(order.id, "the loss is not finite")
+        await settled(agent)
+    assert coordinator.sessions == 2
+    assert len(site.entries("AnswerDelivered")) == 1
+
+
+async def test_an_evaluation_is_told_once_in_a_session(
+    site: Site, coordinator: FakeCoordinator, versions: Versions
+) -> None:
+    """A measured loss travels as a message, and is not said twice though the order comes twice."""
+    order = an_order(2, OrderKind.EVALUATE, model=versions.ref(1), evaluate=True)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+        site.mailbox.publish(Result(order.id, eval_loss=1.25, eval_count=900), None)
+        await coordinator.until(lambda: coordinator.of(msg.Evaluation))
+        if order.id in agent.state.held:
+            coordinator.invite(order)
+        await settled(agent)
+    assert set(coordinator.of(msg.Evaluation)) == {msg.Evaluation(order.id, 1.25, 900)}
+    assert len(coordinator.of(msg.Evaluation)) == 1
+
+
+async def test_a_cancelled_order_is_withdrawn(site: Site, coordinator: FakeCoordinator) -> None:
+    """A cancellation takes the order back from a trainer at work, and its result is thrown away."""
+    order = an_order(0, OrderKind.SEED)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+        coordinator.send(msg.Cancellation(order.id, "the run was stopped"))
+        await settled(agent)
+        async with asyncio.timeout(5):
+            while not site.mailbox.withdrawn(order.id):
+                await asyncio.sleep(0.005)
+        assert not site.mailbox.publish(Result(order.id, failure="late"), None)
+    assert not coordinator.of(msg.Failure)
+
+
+async def test_an_upload_goes_on_where_it_broke(site: Site, coordinator: FakeCoordinator) -> None:
+    """After a break in the middle only the missing bytes are sent, and it is committed once."""
+    order = an_order(0, OrderKind.SEED)
+    coordinator.cut_send_at = 200
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+        result = site.hand_in(order, layout=LAYOUT.to_json())
+        await settled(agent)
+    assert bytes(coordinator.received[result.digest]) == b"u" * 500
+    assert len(coordinator.commits) == 1
+
+
+async def test_a_restarted_agent_goes_on_from_its_journal(
+    site: Site, coordinator: FakeCoordinator, versions: Versions
+) -> None:
+    """An agent that died with work out, or with a result in hand, carries both to their end."""
+    order = an_order(2, model=versions.ref(1))
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+    coordinator.away = True
+    site.hand_in(order)
+    async with site.start() as agent:
+        async with asyncio.timeout(5):
+            await agent.until(lambda: any(held.result for held in agent.state.held.values()))
+        assert not coordinator.commits
+    coordinator.away = False
+    async with site.start() as agent:
+        await settled(agent)
+    assert len(coordinator.commits) == 1
+    hellos = coordinator.of(msg.Hello)
+    assert [hello.holding for hello in hellos] == [(), (order.id,)]
+    assert len({hello.session for hello in hellos}) == len(hellos)
+
+
+async def test_a_refused_upload_is_dropped(site: Site, coordinator: FakeCoordinator) -> None:
+    """What the coordinator will not take is not offered for ever, and the journal keeps the reason."""
+    for round_index, refusal in enumerate(
+        (StaleRound("the round is over"), BadUpdate("its norm is too large"))
+    ):
+        order = an_order(0, OrderKind.SEED, attempt=round_index + 1)
+        coordinator.refusal = refusal
+        async with site.start() as agent:
+            await agent.session.attached.wait()
+            coordinator.invite(order)
+            await site.claim()
+            site.hand_in(order, layout=LAYOUT.to_json())
+            await settled(agent)
+    assert [entry["reason"] for entry in site.entries("UploadRefused")] == [
+        "the round is over",
+        "its norm is too large",
+    ]
+    assert not coordinator.commits and not coordinator.of(msg.Failure)
+
+
+async def test_a_full_coordinator_is_tried_again(site: Site, coordinator: FakeCoordinator) -> None:
+    """A coordinator without space gets the same update again when it has some."""
+    coordinator.refusal = StorageError("free some space")
+    order = an_order(0, OrderKind.SEED)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+        site.hand_in(order, layout=LAYOUT.to_json())
+        await settled(agent)
+    assert len(coordinator.commits) == 1
+
+
+async def test_a_file_that_is_not_what_it_claims_is_never_committed(
+    site: Site, coordinator: FakeCoordinator
+) -> None:
+    """A result whose bytes do not have its digest becomes a failure, told to the coordinator."""
+    order = an_order(0, OrderKind.SEED)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+        site.hand_in(order, digest="ab" * 32, layout=LAYOUT.to_json())
+        await settled(agent)
+        (failure,) = await coordinator.until(lambda: coordinator.of(msg.Failure))
+    assert failure.order == order.id
+    assert not coordinator.commits
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"file": "model.bin"}, {"norm": -1.0}, {"file": "", "digest": "", "size_bytes": 0}],
+    ids=["wrong-file", "negative-norm", "no-file"],
+)
+async def test_an_unfit_result_is_a_failure(
+    site: Site, coordinator: FakeCoordinator, versions: Versions, changes: dict[str, object]
+) -> None:
+    """A result that cannot be an answer to its order is reported as one that failed."""
+    order = an_order(1, model=versions.ref(0))
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+        if changes.get("file") == "":
+            site.mailbox.publish(Result(order.id, weight=3), None)
+        else:
+            site.hand_in(order, **changes)
+        (failure,) = await coordinator.until(lambda: coordinator.of(msg.Failure))
+        await settled(agent)
+    assert order.id in failure.reason
+    assert not coordinator.received
+
+
+async def test_a_model_that_cannot_be_had_is_a_failure(
+    site: Site, coordinator: FakeCoordinator, versions: Versions
+) -> None:
+    """An order whose model the coordinator does not serve is given up with the reason."""
+    order = an_order(1, model=versions.ref(1))
+    coordinator.blobs = {}
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        (failure,) = await coordinator.until(lambda: coordinator.of(msg.Failure))
+        assert "no blob" in failure.reason
+        await settled(agent)
+
+
+async def test_a_fetch_waits_for_the_link(
+    site: Site, coordinator: FakeCoordinator, versions: Versions
+) -> None:
+    """A download that breaks goes on at its byte, and the order is not given up for it."""
+    order = an_order(1, model=versions.ref(0))
+    coordinator.cut_fetch_at = 700
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+    assert [offset for _, offset in coordinator.fetched] == [0, 700]
+
+
+async def test_heads_are_witnessed(site: Site, coordinator: FakeCoordinator) -> None:
+    """A signed head is journaled and kept as a file; a forged one is not, nor a second history."""
+    heads = site.settings.state / "heads"
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.send(replace(coordinator.head(8, "cc" * 32), sequence=9))
+        coordinator.send(coordinator.head(7, "aa" * 32))
+        async with asyncio.timeout(5):
+            await agent.until(lambda: bool(site.entries("HeadWitnessed")))
+        coordinator.send(coordinator.head(7, "bb" * 32))
+        coordinator.send(coordinator.head(8, "dd" * 32))
+        async with asyncio.timeout(5):
+            await agent.until(lambda: bool(site.entries("HeadWitnessed")[1:]))
+    assert sorted(path.name for path in heads.iterdir()) == ["7.json", "8.json"]
+    kept = canonical.decode(SignedHead, (heads / "7.json").read_bytes())
+    assert (kept.sequence, kept.hash, kept.key_id) == (7, "aa" * 32, coordinator.key.key_id)
+    assert [entry["sequence"] for entry in site.entries("HeadWitnessed")] == [7, 8]
+
+
+async def test_heartbeats_carry_growing_counters(site: Site, coordinator: FakeCoordinator) -> None:
+    """A trainer's progress travels in heartbeats; the counter grows with it and above any earlier agent's."""
+    order = an_order(0, OrderKind.SEED)
+
+    def counters() -> list[int]:
+        return [p.counter for beat in coordinator.of(msg.Heartbeat) for p in beat.progress if p.steps]
+
+    for steps in (3, 4):
+        async with site.start() as agent:
+            await agent.session.attached.wait()
+            coordinator.invite(order)
+            if steps == 3:
+                await site.claim()
+            site.mailbox.report(msg.Progress(order.id, 1, steps, 5, 2.0, 10.0, "train"))
+            before = len(counters())
+            await coordinator.until(lambda before=before: counters()[before:])
+            assert agent.state.held
+    told = counters()
+    assert told == sorted(told) and told[0] < told[-1]
+
+
+async def test_an_old_coordinator_is_not_obeyed(site: Site, coordinator: FakeCoordinator) -> None:
+    """A coordinator with a lower epoch than one seen before is refused, also by a restarted agent."""
+    coordinator.epoch = 5
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+    coordinator.epoch = 4
+    async with site.start() as agent:
+        async with asyncio.timeout(5):
+            while "epoch 5 was seen" not in agent.session.failure:
+                await asyncio.sleep(0.005)
+        assert not agent.session.attached.is_set()
+    coordinator.epoch = 6
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        assert agent.state.epoch == 6
+
+
+async def test_a_changed_contract_counts_from_the_next_start(
+    site: Site, coordinator: FakeCoordinator
+) -> None:
+    """What peer.yaml says at a start is what orders are held against from then on."""
+    order = an_order(0, OrderKind.SEED)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+    site.settings = replace(site.settings, contract=Contract())
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await coordinator.until(lambda: [c for c in coordinator.of(msg.Consent) if not c.accepted])
+        assert not agent.state.held
+    assert json.loads(canonical.encode(Contract())) == site.entries("AgentBooted")[-1]["contract"]
+
+
+async def test_yesterdays_leftovers_are_swept(site: Site, coordinator: FakeCoordinator) -> None:
+    """Orders and results that the journal does not know are gone before a trainer can take them."""
+    site.mailbox.create()
+    site.mailbox.post(an_order(9, OrderKind.SEED), None)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        assert site.mailbox.claim("trainer-1") is None
