@@ -6,6 +6,7 @@ imports its room when it runs. Results go to standard output, everything else to
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fedtrain.cli.app import app
     from fedtrain.cli.output import printable
 
+    # gRPC writes notes of its own to standard error unless told not to before it is imported.
+    os.environ["GRPC_VERBOSITY"] = "ERROR"
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 View = Mapping[str, Any]
 
 _EXITS = {"done": EXIT_DONE, "stopped": EXIT_REFUSED, "paused": EXIT_REFUSED}
+_USUAL = ("training", "aggregating")
+"""Phases that come and go with every round; a line for each would drown the rest."""
+
 _SEAT_COLUMNS = ("site", "standing", "steps", "loss", "tokens/s", "sent", "reason")
 
 
@@ -111,18 +114,21 @@ class LiveTable:
 
 
 def lines_of(view: View) -> Iterator[tuple[str, str]]:
-    """(subject, what is true of it) of a view, oldest matter first. Losses are told once per version."""
+    """(subject, what is true of it): one line per closed round, and whatever is not as it should be."""
     run, last, current = view["run"], view.get("last"), view.get("round")
     if last:
-        yield f"{run} round {last['index']}.{last['attempt']}", _closed(last)
-    evaluations = view.get("evaluations") or {}
-    for site, found in sorted(evaluations.items()):
-        yield f"{run} version {found['version']} at {site}", f"held-out loss {found['loss']:.4f}"
-    yield run, f"{view['phase']}{_because(view)}"
-    if current:
-        for site, seat in sorted(current["seats"].items()):
-            subject = f"{run} round {current['index']}.{current['attempt']} {site}"
-            yield subject, f"{seat['standing']}{_because(seat)}"
+        subject = f"{run} round {last['index']} of {view['rounds']}"
+        if last["attempt"] > 1:
+            subject += f", attempt {last['attempt']}"
+        yield subject, _closed(last)
+    if view["phase"] not in _USUAL:
+        yield run, f"{view['phase']}{_because(view)}"
+    for site, seat in sorted((current["seats"] if current else {}).items()):
+        if seat.get("reason"):
+            yield (
+                f"{run} round {current['index']}.{current['attempt']} {site}",
+                f"{seat['standing']}{_because(seat)}",
+            )
 
 
 def table_of(view: View) -> Group:
@@ -154,14 +160,28 @@ def table_of(view: View) -> Group:
 
 
 def _closed(record: View) -> str:
+    """A round's outcome: losses where sites reported any, who had which part, and the traffic."""
+    version = record.get("version")
+    outcome = f"abandoned{_because(record)}" if version is None else f"version {version}"
     by_standing: dict[str, list[str]] = {}
     for site, seat in sorted(record["seats"].items()):
         by_standing.setdefault(seat["standing"], []).append(f"{site}{_because(seat)}")
-    sites = "; ".join(f"{standing}: {', '.join(names)}" for standing, names in by_standing.items())
-    version = record.get("version")
-    outcome = "abandoned" if version is None else f"closed as version {version}"
-    traffic = f"{_size(record.get('bytes_up'))} up, {_size(record.get('bytes_down'))} down"
-    return f"{outcome}{_because(record)}; {sites}; {traffic}"
+    parts = [outcome, *_losses(record)]
+    parts += [f"{standing}: {', '.join(names)}" for standing, names in by_standing.items()]
+    parts.append(f"{_size(record.get('bytes_up'))} up, {_size(record.get('bytes_down'))} down")
+    return "; ".join(parts)
+
+
+def _losses(record: View) -> Iterator[str]:
+    """What the sites measured: each trained on its text, and tried the version before on what it held out."""
+    for key, words in (("train_loss", "training loss"), ("eval_loss", "held-out loss of the version before")):
+        found = [
+            f"{site} {seat[key]:.3f}"
+            for site, seat in sorted(record["seats"].items())
+            if seat.get(key) is not None
+        ]
+        if found:
+            yield f"{words} {', '.join(found)}"
 
 
 def _seat(seat: View) -> tuple[str, ...]:

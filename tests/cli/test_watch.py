@@ -64,8 +64,7 @@ def test_lines_tell_each_change_once(fedtrain: Any, consortium: Path, answers: A
     lines = fedtrain("run", "watch", "library-lm", "--dir", consortium).out.splitlines()
     assert len(lines) == len(set(lines))
     assert "library-lm round 2.1 south: refused (contract.runs)" in lines
-    assert "library-lm version 1 at north: held-out loss 3.2500" in lines
-    assert lines.count("library-lm: training") == 1 and lines[-1] == "library-lm: done"
+    assert "library-lm: training" not in lines and lines[-1] == "library-lm: done"
 
 
 def test_watch_that_breaks_off_is_opened_again(fedtrain: Any, consortium: Path, answers: Any) -> None:
@@ -86,15 +85,17 @@ def test_lines_beside_a_document_go_to_standard_error(capsys: pytest.CaptureFixt
     with display(to_stderr=True) as screen:
         screen.show(view("training"))
     captured = capsys.readouterr()
-    assert captured.out == "" and "library-lm: training" in captured.err
+    assert captured.out == "" and "library-lm round 1 of 20: version 1" in captured.err
 
 
 def test_lines_account_for_every_site_of_a_closed_round() -> None:
-    """The line of a closed round names its version, its reason, each site by standing, and the traffic."""
-    said = dict(lines_of(view("training")))
-    closed = said["library-lm round 1.1"]
-    assert closed == (
-        "closed as version 1 (all sites are settled); stored: north, south; 500 kB up, 1.5 kB down"
+    """The line of a closed round names its version, losses, each site by standing, and the traffic."""
+    record = view("training")["last"]
+    record["seats"]["north"] |= {"train_loss": 2.5, "eval_loss": 2.75}
+    said = dict(lines_of(view("training", last=record)))
+    assert said["library-lm round 1 of 20"] == (
+        "version 1; training loss north 2.500; held-out loss of the version before north 2.750; "
+        "stored: north, south; 500 kB up, 1.5 kB down"
     )
 
 
@@ -102,7 +103,7 @@ def test_abandoned_round_says_so() -> None:
     """A round that led to no version is called abandoned."""
     record = {**view("training")["last"], "version": None, "reason": "no quorum"}
     said = dict(lines_of(view("training", last=record)))
-    assert said["library-lm round 1.1"].startswith("abandoned (no quorum)")
+    assert said["library-lm round 1 of 20"].startswith("abandoned (no quorum)")
 
 
 def test_table_shows_every_site_and_no_control_characters() -> None:

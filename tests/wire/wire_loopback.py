@@ -263,3 +263,16 @@ def a_spec() -> RunSpec:
         outer_params={}, outer_warmup_rounds=0, codec_up="int8", codec_down="int8", aggregator="mean",
         norm_max=None, evaluate_every=1,
     )  # fmt: skip
+
+
+async def collect(stream: AsyncIterator[object]) -> list[object]:
+    return [item async for item in stream]
+
+
+async def fetch_all(client: CoordinatorClient, digest: str, offset: int = 0) -> bytes:
+    return b"".join([data async for _, data in client.fetch(digest, offset)])
+
+
+async def saying(*messages: core.FromPeer) -> AsyncIterator[core.FromPeer]:
+    for message in messages:
+        yield message
