@@ -71,7 +71,6 @@ class Agent:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._settings = settings
         self._changed = asyncio.Event()
-        self._stopping = asyncio.Event()
         self._jobs = Jobs(self._broke)
         self._tasks: list[asyncio.Task[None]] = []
         self._mailbox = Mailbox(settings.mailbox)
@@ -121,7 +120,6 @@ class Agent:
 
     async def stop(self) -> None:
         """End everything that runs; the journal holds what the next start goes on with."""
-        self._stopping.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -246,15 +244,25 @@ class Agent:
     # -- the mailbox ------------------------------------------------------------------------------
 
     async def _watch_results(self) -> None:
-        """A result is looked at as soon as the kernel tells of it."""
-        async with closing(changes([self._mailbox.results_folder])) as ticks:
-            async for _ in ticks:
-                for order_id in await in_thread(self._mailbox.results):
-                    held = self.state.held.get(order_id)
-                    if held is None:
-                        await in_thread(self._mailbox.discard, order_id)
-                    elif held.stage is Stage.WORKING:
-                        await self._take(held.order)
+        """A result is looked at as soon as the kernel tells of it. A shared disk may stumble meanwhile."""
+        backoff = Backoff(RETRY_FIRST_S, RETRY_LONGEST_S)
+        while True:
+            try:
+                async with closing(changes([self._mailbox.results_folder])) as ticks:
+                    async for _ in ticks:
+                        await self._look_for_results()
+                        backoff.reset()
+            except StorageError as error:
+                _log.error("the mailbox cannot be read: %s", error)
+                await asyncio.sleep(backoff.next_s())
+
+    async def _look_for_results(self) -> None:
+        for order_id in await in_thread(self._mailbox.results):
+            held = self.state.held.get(order_id)
+            if held is None:
+                await in_thread(self._mailbox.discard, order_id)
+            elif held.stage is Stage.WORKING:
+                await self._take(held.order)
 
     async def _take(self, order: Order) -> None:
         try:

@@ -78,10 +78,10 @@ async def _run(settings: AgentSettings, keys: MemberKeys, once: bool) -> bool:
 
 async def _serve(agent: Agent, once: bool) -> bool:
     stop = _stop_signals()
-    session = asyncio.create_task(agent.session.keep())
-    ends: set[asyncio.Future[int] | asyncio.Future[None]] = {stop, session, agent.failed}
+    ends: set[asyncio.Future[int] | asyncio.Future[None]] = {stop, agent.failed}
     try:
         await agent.start()
+        ends.add(asyncio.create_task(agent.session.keep()))
         if once:
             ends.add(asyncio.create_task(see_through(agent)))
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -8,7 +8,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from conftest import LAYOUT, Consortium, ScriptedSite, spec_of
+from coordinator_world import LAYOUT, Consortium, ScriptedSite, client_of, spec_of
 
 from fedtrain.core import messages as msg
 from fedtrain.core.orders import OrderKind
@@ -147,17 +147,10 @@ async def test_restart_hands_the_open_orders_out_again(consortium: Consortium) -
     await first.close()
     await consortium.restart()
     assert consortium.serving.hub.state.epoch == epoch + 1
-    first.client = second.client
-    reopened = ScriptedSite(first.keys, first.folder, client_again(first))
+    reopened = ScriptedSite(first.keys, first.folder, client_of(first.keys))
     consortium.sites.append(reopened)
     await reopened.attend("second")
     assert await reopened.order() == order
-
-
-def client_again(site: ScriptedSite):  # type: ignore[no-untyped-def]
-    from conftest import client_of
-
-    return client_of(site.keys)
 
 
 async def test_stopped_run_takes_no_more_updates(consortium: Consortium) -> None:
@@ -175,7 +168,7 @@ async def test_newer_session_supersedes(consortium: Consortium) -> None:
     """Of two sessions of one site the newer one gets the orders."""
     site = await consortium.join("alpha")
     await site.attend("first")
-    newer = ScriptedSite(site.keys, site.folder, client_again(site))
+    newer = ScriptedSite(site.keys, site.folder, client_of(site.keys))
     consortium.sites.append(newer)
     await newer.attend("second")
     superseded = await site.next(msg.Superseded)

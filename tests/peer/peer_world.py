@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fedtrain.core import canonical
 from fedtrain.core import messages as msg
 from fedtrain.core.contract import Contract
 from fedtrain.core.orders import ModelRef, Order, OrderKind, Result, order_id
@@ -323,7 +322,3 @@ async def settled(agent: Agent) -> None:
 def model_digest(path: Path) -> str:
     with ModelReader(path) as reader:
         return reader.verify(LAYOUT)
-
-
-def order_digest(order: Order) -> str:
-    return canonical.digest(order)
