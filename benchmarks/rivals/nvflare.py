@@ -21,7 +21,8 @@ APP = Path(__file__).parent / "nvflare_app"
 PACKAGE = "nvflare"
 WISHES = ("nvflare==2.9.*", "nvflare")
 
-_MARK = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}).*(?:Round \d+ started|Finished FedAvg)")
+_CLOCK = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
+_MARK = re.compile(r"Round \d+ started|Finished FedAvg")
 
 
 def measure(programs: Path, sites: int, parameters: int, rounds: int, limit_s: float) -> list[float]:
@@ -63,12 +64,20 @@ def _wait(workspace: Path, driver: subprocess.Popen[bytes], rounds: int, limit_s
         over = driver.poll() is not None or time.monotonic() > end
         moments: list[float] = []
         for log in workspace.glob("**/server/**/log.txt"):
-            marks = _MARK.findall(log.read_text(errors="replace"))
-            if len(marks) > len(moments):
-                moments = [datetime.datetime.strptime(m, "%Y-%m-%d %H:%M:%S,%f").timestamp() for m in marks]
+            moments = max(moments, _moments(log.read_text(errors="replace")), key=len)
         if len(moments) == rounds + 1 or over:
             return moments
         time.sleep(0.5)
+
+
+def _moments(log: str) -> list[float]:
+    """When rounds started and the job ended; the clock stands on a line above, the words are centred."""
+    moments, clock = [], ""
+    for line in log.splitlines():
+        clock = found[0] if (found := _CLOCK.search(line)) else clock
+        if _MARK.search(line) and clock:
+            moments.append(datetime.datetime.strptime(clock, "%Y-%m-%d %H:%M:%S,%f").timestamp())
+    return moments
 
 
 def _end(driver: subprocess.Popen[bytes], folder: Path) -> None:

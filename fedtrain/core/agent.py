@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from fedtrain.core.contract import Contract, judge
@@ -225,8 +226,17 @@ def _next_effect(held: Held) -> tuple[AgentEffect, ...]:
 
 
 def _booted(state: AgentState, event: AgentBooted) -> Turn:
-    state = replace(state, contract=event.contract)
-    return state, resume(state)
+    """Go on with what is held, as far as the contract, which may have changed, still allows it."""
+    effects: list[AgentEffect] = []
+    allowed = {}
+    for name, held in state.held.items():
+        decision = judge(event.contract, held.order)
+        if decision.accepted:
+            allowed[name] = held
+        else:
+            effects += (Reply(name, False, decision.reasons), Discard(name))
+    state = replace(state, contract=event.contract, held=MappingProxyType(allowed))
+    return state, (*effects, *resume(state))
 
 
 def _epoch(state: AgentState, event: EpochSeen) -> Turn:

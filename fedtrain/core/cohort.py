@@ -41,8 +41,12 @@ def choose_cohort(state: State, run: RunState) -> Choice:
     members = sorted({*seated, *free})
     needed = max(run.spec.minimum, run.spec.quorum)
     if len(members) < needed:
-        return Choice(None, f"{len(members)} of {needed} needed sites are here{_why(run, expected, absent)}")
-    return Choice(tuple(members), f"{len(members)} of {len(expected)} sites{_why(run, expected, absent)}")
+        return Choice(
+            None, f"{len(members)} of {needed} needed sites are here{_why(run, expected, willing, absent)}"
+        )
+    return Choice(
+        tuple(members), f"{len(members)} of {len(expected)} sites{_why(run, expected, willing, absent)}"
+    )
 
 
 def _seated(run: RunState) -> list[str]:
@@ -62,7 +66,7 @@ def _excluded(state: State, run: RunState, site: str) -> bool:
     return attached is None or attached.session == exclusion.session
 
 
-def _why(run: RunState, expected: tuple[str, ...], absent: list[str]) -> str:
+def _why(run: RunState, expected: tuple[str, ...], willing: list[str], absent: list[str]) -> str:
     """The missing ones and why, as a clause behind the count."""
     parts = []
     if absent:
@@ -70,7 +74,5 @@ def _why(run: RunState, expected: tuple[str, ...], absent: list[str]) -> str:
     busy = [site for site in expected if site in run.busy]
     if busy:
         parts.append(f"still at an earlier round: {', '.join(busy)}")
-    parts += [
-        f"{site} refused: {out.reason}" for site, out in sorted(run.excluded.items()) if site in expected
-    ]
+    parts += [f"{site} refused: {run.excluded[site].reason}" for site in expected if site not in willing]
     return f" ({'; '.join(parts)})" if parts else ""

@@ -134,8 +134,9 @@ def _attached(state: State, event: ev.SiteAttached) -> tuple[State, tuple[Effect
 
     def welcome(run: RunState) -> Turn:
         busy = run.busy.get(event.site)
-        if busy is not None and busy.id not in event.holding:
-            run = replace(run, busy=without(run.busy, event.site))
+        if busy is not None and busy.id in event.holding:
+            return run, (Invite(busy),)  # its progress is expected again, also after a restart
+        run = replace(run, busy=without(run.busy, event.site))
         seat = run.round.seats.get(event.site) if run.round else None
         if run.round is None or seat is None or run.phase is Phase.AGGREGATING:
             return run, NOTHING

@@ -60,6 +60,9 @@ def aggregated(state: State, run: RunState, event: ev.RoundAggregated) -> Turn:
 
 
 def not_aggregated(state: State, run: RunState, event: ev.AggregationFailed) -> Turn:
+    """The numbers could not be made: the run stays where it is until a person has helped."""
+    if run.round is None or (event.round, event.attempt) != (run.round.index, run.round.attempt):
+        return run, NOTHING
     return replace(run, paused=f"round {event.round} could not be aggregated: {event.reason}"), NOTHING
 
 

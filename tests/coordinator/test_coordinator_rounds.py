@@ -141,7 +141,7 @@ async def test_bad_uploads_are_refused(consortium: Consortium) -> None:
 
 async def test_restart_hands_the_open_orders_out_again(consortium: Consortium) -> None:
     """After a restart the same orders come to whoever attaches, under a higher epoch."""
-    first, second = await two_sites(consortium)
+    first, _ = await two_sites(consortium)
     order = await first.order()
     epoch = consortium.serving.hub.state.epoch
     await first.close()

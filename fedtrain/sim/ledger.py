@@ -1,0 +1,330 @@
+"""One run as the auditor keeps it: every order with its fate, from events and effects alone.
+
+The core's state is looked at for one thing only, the records, because they are what is audited.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+
+from fedtrain.core import effects as fx
+from fedtrain.core import events as ev
+from fedtrain.core.orders import Order, OrderKind
+from fedtrain.core.spec import LatePolicy, RunSpec
+from fedtrain.core.state import RoundRecord
+from fedtrain.sim.recomputation import Chain
+from fedtrain.sim.violation import demand
+
+
+class Fate(enum.StrEnum):
+    """What became of an order, in the words that a record uses."""
+
+    INVITED = "invited"
+    WORKING = "working"
+    STORED = "stored"
+    REFUSED = "refused"
+    FAILED = "failed"
+    LOST = "lost"
+    LATE = "late"
+    DONE = "done"
+
+
+AT_WORK = (Fate.INVITED, Fate.WORKING)
+KEPT = (*AT_WORK, Fate.STORED, Fate.DONE)
+"""Fates that keep a seat when an attempt is abandoned."""
+
+
+@dataclass
+class Account:
+    """One order. `seated` until its round is over or its seat was given up."""
+
+    order: Order
+    fate: Fate = Fate.INVITED
+    seated: bool = True
+    blob: str = ""
+    weight: int = 0
+    outcome: str = ""
+    versions: list[int] = field(default_factory=list)
+
+
+class Ledger:
+    """The account of one run.
+
+    Attributes:
+        chain: its versions, recomputed.
+        ended: how it ended, "" while it goes on.
+    """
+
+    def __init__(self, spec: RunSpec, chain: Chain) -> None:
+        self.spec = spec
+        self.chain = chain
+        self.orders: dict[str, Account] = {}
+        self.ended = ""
+        self._round = (0, 0)
+        self._closed: fx.Aggregate | None = None
+        self._parents: dict[str, str] = {}
+        self._returned: dict[str, tuple[str, ...]] = {}
+        self._weights: dict[str, int] = {}
+        self._refusals: dict[str, str] = {}
+        self._records = 0
+        self._unrecorded: set[tuple[int, int]] = set()
+        self._paused = False
+        self._busy: dict[str, str] = {}
+        self._new_attempt = False
+
+    # -- what happens -----------------------------------------------------------------------------
+
+    def happened(self, event: ev.Event, sessions: dict[str, str]) -> None:
+        """An event's own meaning, before anything that was decided about it."""
+        match event:
+            case ev.ConsentGiven():
+                self._turn(event.order, (Fate.INVITED,), Fate.WORKING)
+            case ev.ConsentRefused():
+                account = self.orders.get(event.order)
+                if account and (account.fate in AT_WORK or account.fate is Fate.LATE):
+                    self._refusals[account.order.site] = sessions.get(account.order.site, "")
+                self._turn(event.order, AT_WORK, Fate.REFUSED)
+                self._free(event.order)
+            case ev.WorkFailed() | ev.UpdateRejected():
+                self._free(event.order)
+                self._turn(event.order, (*AT_WORK, Fate.LOST), Fate.FAILED)
+            case ev.EvaluationStored():
+                self._turn(event.order, (*AT_WORK, Fate.LOST), Fate.DONE)
+            case ev.UpdateStored():
+                self._free(event.order)
+            case ev.SiteLost():
+                self._busy.pop(event.site, None)
+                self._turn_site(event.site, AT_WORK, Fate.LOST)
+            case ev.SiteAttached():
+                self._refusals.pop(event.site, None)
+                if self._busy.get(event.site) not in event.holding:
+                    self._busy.pop(event.site, None)
+                if self._closed is None:
+                    self._turn_site(event.site, (Fate.LOST,), Fate.INVITED)
+            case ev.RunPaused():
+                self._paused = True
+            case ev.RunResumed():
+                self._paused = False
+                self._refusals.clear()
+
+    def _free(self, order: str) -> None:
+        """The site is not at work on this order any more, if it was late with it."""
+        for site in [site for site, late in self._busy.items() if late == order]:
+            del self._busy[site]
+
+    def _turn(self, order: str, before: tuple[Fate, ...], after: Fate) -> None:
+        account = self.orders.get(order)
+        if account is not None and account.seated and account.fate in before:
+            account.fate = after
+
+    def _turn_site(self, site: str, before: tuple[Fate, ...], after: Fate) -> None:
+        for account in self.orders.values():
+            if account.order.site == site:
+                self._turn(account.order.id, before, after)
+
+    # -- acknowledgements ---------------------------------------------------------------------------
+
+    def acknowledged(self, effect: fx.Acknowledge, event: ev.Event) -> None:
+        """An upload is ours from now on."""
+        account = self.orders.get(effect.order)
+        demand(account is not None, "I1", f"{effect.order} was acknowledged and never handed out")
+        assert account is not None, "demanded above"
+        demand(not account.outcome, "I1", f"{effect.order} was acknowledged twice")
+        demand(
+            isinstance(event, (ev.UpdateStored, ev.ModelSeeded))
+            and (event.order, event.blob) == (effect.order, effect.blob),
+            "I1",
+            f"{effect.order} was acknowledged without being stored",
+        )
+        account.outcome, account.blob = effect.outcome, effect.blob
+        if isinstance(event, ev.ModelSeeded):
+            account.fate = Fate.DONE
+            self.chain.seed(effect.blob)
+            return
+        assert isinstance(event, ev.UpdateStored), "demanded above"
+        self._stored(account, event)
+
+    def _stored(self, account: Account, event: ev.UpdateStored) -> None:
+        """What an acknowledged update changes for its site's next order."""
+        order, outcome = account.order, account.outcome
+        account.weight = event.weight
+        in_time = account.seated and account.fate in (*AT_WORK, Fate.LOST) and self._closed is None
+        late = {LatePolicy.NEXT_ROUND: "late_next_round", LatePolicy.RESIDUAL: "late_residual"}
+        allowed = ("stored",) if in_time else (late.get(self.spec.late, ""), "late_dropped")
+        demand(outcome in allowed, "I1", f"{order.id} was acknowledged as {outcome}, not {allowed[0]}")
+        if in_time:
+            account.fate = Fate.STORED
+        self._parents[order.site] = order.id
+        self._weights[order.site] = event.weight
+        kept = tuple(name for name in self._returned.get(order.site, ()) if name not in order.returned)
+        self._returned[order.site] = (*kept, order.id) if outcome == "late_residual" else kept
+
+    # -- rounds -----------------------------------------------------------------------------------
+
+    def invited(self, effect: fx.Invite, sessions: dict[str, str]) -> None:
+        """An order is handed out, for the first time or again."""
+        order = effect.order
+        known = self.orders.get(order.id)
+        if known is not None:
+            demand(known.order == order, "I1", f"{order.id} was handed out again with another content")
+            return
+        self.opened(order.round, order.attempt)
+        where = f"{order.id} was handed out"
+        demand((order.round, order.attempt) == self._round, "I3", f"{where} in round {self._round}")
+        demand(order.parent == self._parents.get(order.site, ""), "I1", f"{where} from parent {order.parent}")
+        demand(
+            order.returned == self._returned.get(order.site, ()),
+            "I1",
+            f"{where} with {order.returned} back, not {self._returned.get(order.site, ())}",
+        )
+        session = sessions.get(order.site)
+        demand(session is not None, "I10", f"{where} to a site that is not attached")
+        refused = self._refusals.get(order.site)
+        demand(refused is None or refused != session, "I5", f"{where} though the site has refused")
+        demand(not self._paused and not self.ended, "I5", f"{where} though the run is paused or over")
+        self._check_model(order)
+        self.orders[order.id] = Account(order)
+
+    def _check_model(self, order: Order) -> None:
+        expected = order.kind if order.round else OrderKind.SEED
+        demand(order.kind is expected, "I3", f"{order.id} asks to {order.kind}")
+        newest = len(self.chain.digests) - 1
+        demand(order.round == newest + 1, "I3", f"{order.id} comes after version {newest}")
+        if order.model is not None:
+            told = (order.model.version, order.model.digest)
+            demand(told == (newest, self.chain.digests[newest]), "I3", f"{order.id} starts from {told}")
+
+    def opened(self, index: int, attempt: int) -> None:
+        """An attempt begins; who has left the last one has no seat any more."""
+        if (index, attempt) <= self._round:
+            return
+        for account in self.orders.values():
+            over = account.order.round < index
+            if over or account.fate not in KEPT:
+                account.seated = False
+        self._round = (index, attempt)
+        self._unrecorded.add(self._round)
+        self._new_attempt = True
+        self._closed = None
+
+    def complete(self, sessions: dict[str, str], enrolled: set[str]) -> None:
+        """A step is over: an open attempt waits for somebody, a new one has a seat for all who are free."""
+        if self.ended or self._closed is not None or self._round not in self._unrecorded:
+            return
+        seats = {a.order.site: a for a in self.orders.values() if a.seated}
+        waits = any(account.fate in AT_WORK for account in seats.values())
+        demand(waits, "I10", f"round {self._round} is open and waits for nobody")
+        if not self._new_attempt or self._round[0] == 0:
+            return
+        self._new_attempt = False
+        expected = enrolled & set(self.spec.sites) if self.spec.sites else enrolled
+        present = sorted(expected & set(sessions))
+        free = [
+            site for site in present if site not in self._busy and self._refusals.get(site) != sessions[site]
+        ]
+        missing = [site for site in free if site not in seats]
+        demand(not missing, "I10", f"round {self._round} has no seat for {missing}")
+
+    def aggregate(self, effect: fx.Aggregate) -> None:
+        """A round is closed: what it counts has to be what was acknowledged for it, and a quorum."""
+        if self._closed is not None:
+            demand(effect == self._closed, "I2", f"round {effect.round} is asked for again, otherwise")
+            return
+        seats = {a.order.site: a for a in self.orders.values() if a.seated}
+        fresh = [a for a in seats.values() if a.fate is Fate.STORED]
+        late = [a for a in self.orders.values() if a.outcome == "late_next_round" and not a.versions]
+        due = sorted((*fresh, *late), key=lambda a: (a.order.site, -a.order.round))
+        named = [item.order for item in effect.contributions]
+        demand(
+            named == [a.order.id for a in due],
+            "I1",
+            f"round {effect.round} counts {named}, due are {[a.order.id for a in due]}",
+        )
+        for item, account in zip(effect.contributions, due, strict=True):
+            assert account.order.model is not None, "training starts from a model"
+            staleness = effect.round - 1 - account.order.model.version
+            weight = account.weight / math.sqrt(1 + staleness)
+            demand(item.blob == account.blob, "I2", f"{item.order} counts with other bytes")
+            fits = math.isclose(item.weight, weight)
+            demand(fits, "I2", f"{item.order} weighs {item.weight}, not {weight}")
+        demand(effect.base_version == effect.round - 1, "I3", f"base version {effect.base_version}")
+        self._check_quorum(effect.round, fresh, seats)
+        for account in seats.values():
+            if account.fate in AT_WORK:
+                account.fate = Fate.LATE
+                if self.spec.late is not LatePolicy.DROP and effect.round < self.spec.rounds:
+                    self._busy[account.order.site] = account.order.id
+        self._closed = effect
+        self.chain.compute(effect)
+
+    def _check_quorum(self, index: int, fresh: list[Account], seats: dict[str, Account]) -> None:
+        demand(len(fresh) >= self.spec.quorum, "I7", f"round {index} closed below its quorum")
+        known = [self._weights[site] for site in seats if site in self._weights]
+        mean = sum(known) / len(known)
+        total = sum(self._weights.get(site, mean) for site in seats)
+        held = sum(self._weights[account.order.site] for account in fresh)
+        enough = held / total >= self.spec.quorum_share - 1e-6
+        demand(enough, "I7", f"round {index} closed with a share of {held / total:.2f}")
+
+    # -- records ------------------------------------------------------------------------------------
+
+    def recorded(self, records: tuple[RoundRecord, ...], event: ev.Event) -> None:
+        """Hold every new record against the account."""
+        new = records[self._records :]
+        self._records = len(records)
+        for record in new:
+            self._check_record(record)
+            counts = record.version is not None and record.index > 0
+            if counts:
+                self._count(record, event)
+
+    def _check_record(self, record: RoundRecord) -> None:
+        where = f"the record of round {record.index}.{record.attempt}"
+        demand((record.index, record.attempt) == self._round, "I7", f"{where} came in round {self._round}")
+        revived = record.version == 0  # initial weights may come after their attempt was abandoned
+        demand(self._round in self._unrecorded or revived, "I7", f"{where} came twice")
+        self._unrecorded.discard(self._round)
+        seats = {a.order.site: a for a in self.orders.values() if a.seated}
+        demand(set(record.seats) == set(seats), "I7", f"{where} names {sorted(record.seats)}")
+        last = record.index > self.spec.rounds
+        for site, account in seats.items():
+            fate = Fate.LATE if last and account.fate in AT_WORK and not self.ended else account.fate
+            told = record.seats[site]
+            demand(told.standing.value == fate.value, "I7", f"{where} has {site} {told.standing}, not {fate}")
+            silent = fate in (Fate.REFUSED, Fate.FAILED, Fate.LOST, Fate.LATE)
+            demand(bool(told.reason) or not silent, "I7", f"{where} gives no reason for {site}")
+
+    def _count(self, record: RoundRecord, event: ev.Event) -> None:
+        """A version was published: each update in it is now used up."""
+        demand(self._closed is not None, "I2", f"version {record.version} came without an aggregation")
+        assert self._closed is not None and record.version is not None, "demanded above"
+        told = tuple(item.order for item in self._closed.contributions)
+        demand(record.counted == told, "I2", f"the record counts {record.counted}, the sum {told}")
+        demand(isinstance(event, ev.RoundAggregated), "I2", f"version {record.version} was not computed")
+        assert isinstance(event, ev.RoundAggregated), "demanded above"
+        demand(record.model_digest == event.model_digest, "I2", "the record names another model")
+        self.chain.publish(record.version, event.model_digest, event.delta)
+        for name in record.counted:
+            self.orders[name].versions.append(record.version)
+        for account in self.orders.values():
+            account.seated = False
+
+    def finished(self, effect: fx.Finish) -> None:
+        """The run is over: what was acknowledged has to have been used, as it was acknowledged."""
+        self.ended = effect.phase
+        demand(not self._unrecorded, "I7", f"no record of the attempts {sorted(self._unrecorded)}")
+        if effect.phase != "done":
+            return
+        rounds = len(self.chain.digests) - 1
+        demand(rounds == self.spec.rounds, "I3", f"{self.spec.run} is done after {rounds} rounds")
+        for name, account in self.orders.items():
+            if account.order.kind is not OrderKind.TRAIN or not account.outcome:
+                continue
+            expected = 1 if account.outcome in ("stored", "late_next_round") else 0
+            demand(
+                len(account.versions) == expected,
+                "I1",
+                f"{name} was acknowledged as {account.outcome} and counted in versions {account.versions}",
+            )

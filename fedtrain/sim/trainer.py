@@ -1,0 +1,162 @@
+"""The process that sees the data: works for a while, and sometimes dies, fails, hangs, or sends NaN.
+
+It outlives its agent's crashes, and its results wait in the mailbox until the agent takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedtrain.core.orders import Order, OrderKind, Progress, Result
+from fedtrain.sim.numbers import LAYOUT, digest_of, drawn, initial_weights, norm_of, update_of
+from fedtrain.sim.plan import SitePlan
+from fedtrain.sim.scene import Scene
+
+DEATHS_MAX = 3
+OVERHEAD_MS = 100
+TICK_MS = 500
+"""How often the progress counter grows."""
+
+
+@dataclass
+class Job:
+    """An order at work. `end_ms` is None while it hangs."""
+
+    order: Order
+    begin_ms: int
+    end_ms: int | None
+    deaths: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What lies in the mailbox: the result and the bytes of its file."""
+
+    result: Result
+    payload: bytes
+
+
+class Trainer:
+    """One site's trainer and mailbox.
+
+    Args:
+        finished: told the order's id when a result lies in the mailbox.
+        gave_up: told the order's id and a reason when the trainer keeps dying.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        site: SitePlan,
+        finished: Callable[[str], None],
+        gave_up: Callable[[str, str], None],
+    ) -> None:
+        self.results: dict[str, Finished] = {}
+        self._jobs: dict[str, Job] = {}
+        self._scene = scene
+        self._site = site
+        self._finished = finished
+        self._gave_up = gave_up
+
+    def post(self, order: Order) -> None:
+        """Work on this order, unless it is at work or done already."""
+        if order.id in self._jobs:
+            return
+        if order.id in self.results:
+            self._finished(order.id)
+            return
+        now_ms = self._scene.clock.now_ms
+        self._attempt(Job(order, now_ms, now_ms))
+
+    def discard(self, order: str) -> None:
+        """Stop, and throw away what there is."""
+        self._jobs.pop(order, None)
+        self.results.pop(order, None)
+
+    def progress(self, orders: tuple[str, ...]) -> tuple[Progress, ...]:
+        """Signs of life of these orders; a hanging one shows the same counter for ever."""
+        now_ms = self._scene.clock.now_ms
+        found = []
+        for name in orders:
+            job = self._jobs.get(name)
+            if job is not None:
+                until_ms = job.begin_ms if job.end_ms is None else now_ms
+                found.append(Progress(name, (until_ms - job.begin_ms) // TICK_MS))
+        return tuple(found)
+
+    def _attempt(self, job: Job) -> None:
+        """Begin to work on it, from the start."""
+        scene, rates = self._scene, self._scene.plan.rates
+        self._jobs[job.order.id] = job
+        work_ms = OVERHEAD_MS + job.order.steps * self._site.step_ms
+        if scene.strikes(rates.trainer_hangs, "trainer hangs"):
+            job.end_ms = None
+            return
+        if scene.strikes(rates.trainer_dies, "trainer died"):
+            self._due(job, int(work_ms * scene.chance.random()), self._die)
+            return
+        self._due(job, work_ms, self._finish)
+
+    def _due(self, job: Job, delay_ms: int, action: Callable[[Job], None]) -> None:
+        job.end_ms = self._scene.clock.now_ms + delay_ms
+
+        def due() -> None:
+            if self._jobs.get(job.order.id) is job:
+                action(job)
+
+        self._scene.clock.after(delay_ms, due)
+
+    def _die(self, job: Job) -> None:
+        """Killed; its agent starts another one, but not for ever."""
+        job.deaths += 1
+        if job.deaths >= DEATHS_MAX:
+            del self._jobs[job.order.id]
+            self._gave_up(job.order.id, f"the trainer died {job.deaths} times")
+            return
+        self._attempt(job)
+
+    def _finish(self, job: Job) -> None:
+        order = job.order
+        del self._jobs[order.id]
+        self.results[order.id] = self._work(order)
+        self._finished(order.id)
+
+    def _work(self, order: Order) -> Finished:
+        """The result, honest or not."""
+        scene, rates = self._scene, self._scene.plan.rates
+        if scene.strikes(rates.trainer_fails, "trainer failed"):
+            return Finished(Result(order.id, failure="the loss is not finite"), b"")
+        base = order.model.digest if order.model else ""
+        loss = float(drawn(1, self._site.name, base)[0]) + 2.0
+        eval_loss, eval_count = (loss, 100) if order.evaluate else (None, 0)
+        if order.kind is OrderKind.EVALUATE:
+            return Finished(Result(order.id, eval_loss=eval_loss, eval_count=eval_count), b"")
+        num_elements = scene.plan.num_elements
+        if order.kind is OrderKind.SEED:
+            values = initial_weights(order, num_elements)
+        else:
+            values = update_of(order, num_elements)
+        norm = norm_of(values)
+        if scene.strikes(rates.not_finite, "NaN sent"):
+            values = values.copy()
+            values[0] = np.nan
+        payload = values.tobytes()
+        seeds = order.kind is OrderKind.SEED
+        result = Result(
+            order=order.id,
+            file="model.bin" if seeds else "update.bin",
+            digest=digest_of(payload),
+            size_bytes=len(payload),
+            weight=0 if seeds else self._site.weight,
+            steps=order.steps,
+            norm=norm,
+            train_loss=None if seeds else loss,
+            eval_loss=eval_loss,
+            eval_count=eval_count,
+            layout=LAYOUT if seeds else "",
+            seconds=0.5,
+        )
+        return Finished(result, payload)
