@@ -12,20 +12,24 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedtrain.core import effects as fx
 from fedtrain.core.state import RunState
-from fedtrain.errors import BadUpdate, StorageError
+from fedtrain.errors import BadUpdate
 from fedtrain.methods.aggregation import Aggregation, Contribution, aggregate, init_exact
 from fedtrain.methods.layout import Layout
 from fedtrain.methods.modelfile import ModelReader
 from fedtrain.storage.blobs import Blobs
-from fedtrain.storage.filesystem import sync_folder
+from fedtrain.storage.filesystem import disk_errors, sync_folder
 
 PUBLIC = "public.safetensors"
 EXACT = "exact.f32"
+STATE_FILES = "outer-*.f32"
+SNAPSHOT = ".snapshot"
+SYNCS_AT_ONCE = 4
 THREADS = max(2, min(8, os.cpu_count() or 1))
 """For blocks of an aggregation; the result does not depend on it."""
 
@@ -77,6 +81,7 @@ class Versions:
             digest = reader.verify(layout)
         draft = self._draft(run, 0)
         init_exact(source, draft / EXACT)
+        _sync(draft / EXACT)
         os.link(source, draft / PUBLIC)
         self._finish(draft, self._at(run, 0))
         return Seeded(digest, layout.digest, layout.num_elements)
@@ -112,14 +117,22 @@ class Versions:
             threads=THREADS,
         )
         hold(result.delta_digest)
-        self._blobs.adopt(result.delta_path, result.delta_digest, trusted=True)
         snapshot, snapshot_bytes = "", 0
         if effect.snapshot:
             snapshot, snapshot_bytes = file_digest(result.public_path), result.public_bytes
             hold(snapshot)
-            link = draft / ".snapshot"
-            os.link(result.public_path, link)
-            self._blobs.adopt(link, snapshot, trusted=True)
+            os.link(result.public_path, draft / SNAPSHOT)
+        # Each sync waits for the disk, so they wait side by side.
+        with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
+            waits: list[Future[object]] = [
+                pool.submit(self._blobs.adopt, result.delta_path, result.delta_digest, trusted=True)
+            ]
+            if snapshot:
+                waits.append(pool.submit(self._blobs.adopt, draft / SNAPSHOT, snapshot, trusted=True))
+            waits += [pool.submit(_sync, path) for path in (result.exact_path, result.public_path)]
+            waits += [pool.submit(_sync, path) for path in draft.glob(STATE_FILES)]
+            for wait in waits:
+                wait.result()
         self._finish(draft, self._at(spec.run, effect.base_version + 1))
         return Made(
             model_digest=result.model_digest,
@@ -149,24 +162,18 @@ class Versions:
     def _draft(self, run: str, version: int) -> Path:
         """An empty folder to make a version in; what an earlier try left is thrown away."""
         draft = self._folder / run / f".{version}.part"
-        try:
+        with disk_errors(f"make {draft}"):
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
-        except OSError as error:
-            raise StorageError(f"cannot make {draft}: {error.strerror}") from error
         return draft
 
     def _finish(self, draft: Path, final: Path) -> None:
-        """Files to the disk, then the folder in place by one rename."""
-        try:
-            for path in draft.iterdir():
-                _sync(path)
+        """The folder in place by one rename; its files are on the disk."""
+        with disk_errors(f"store {final}"):
             sync_folder(draft)
             shutil.rmtree(final, ignore_errors=True)
             draft.rename(final)
             sync_folder(final.parent)
-        except OSError as error:
-            raise StorageError(f"cannot store {final}: {error.strerror}; free some space") from error
 
 
 def file_digest(path: Path) -> str:
@@ -176,8 +183,9 @@ def file_digest(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with disk_errors(f"sync {path}"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -14,7 +14,6 @@ from fedtrain.peer.outbox import signature_bytes
 from fedtrain.storage.chain import SignedHead
 from fedtrain.storage.filesystem import disk_errors
 from fedtrain.trust.keys import key_id, verify
-from fedtrain.trust.private_files import write_public
 
 
 class Witness:
@@ -53,7 +52,11 @@ class Witness:
             self._folder.mkdir(parents=True, exist_ok=True)
             kept = path.read_bytes() if path.exists() else b""
         if not kept:
-            write_public(path, canonical.encode(signed))
+            # Not synced: the agent's journal holds the same head, and that is.
+            with disk_errors(f"keep the coordinator's head in {self._folder}"):
+                draft = path.with_suffix(".part")
+                draft.write_bytes(canonical.encode(signed))
+                draft.replace(path)
         elif _hash_in(kept) != signed.hash:
             raise IntegrityError(
                 f"the coordinator signed two different heads at row {signed.sequence} of its journal: keep "

@@ -41,7 +41,7 @@ class JournalWatch:
         """
         found = []
         for row in self._journal.entries[self._stepped :]:
-            event = canonical.decode(self._kinds[row.kind], row.payload)
+            event: Any = canonical.decode(self._kinds[row.kind], row.payload)
             self.state, effects = self._step(self.state, event)
             found.append((event, self.state, effects))
         self._stepped = len(self._journal.entries)

@@ -152,8 +152,8 @@ class Ledger:
         account.weight = event.weight
         in_time = account.seated and account.fate in (*AT_WORK, Fate.LOST) and self._closed is None
         late = {LatePolicy.NEXT_ROUND: "late_next_round", LatePolicy.RESIDUAL: "late_residual"}
-        allowed = ("stored",) if in_time else (late.get(self.spec.late, ""), "late_dropped")
-        demand(outcome in allowed, "I1", f"{order.id} was acknowledged as {outcome}, not {allowed[0]}")
+        allowed = "stored" if in_time else late.get(self.spec.late, "nothing")
+        demand(outcome == allowed, "I1", f"{order.id} was acknowledged as {outcome}, not {allowed}")
         if in_time:
             account.fate = Fate.STORED
         self._parents[order.site] = order.id

@@ -63,14 +63,16 @@ class Chain:
 
     def _outer_step(self, round_index: int, combined: Floats) -> tuple[Floats, Floats | None]:
         """The model and the velocity behind it. A warm-up round averages and keeps no velocity."""
-        plain = self._spec.outer == "average"
-        if plain or round_index <= self._spec.outer_warmup_rounds:
-            eta = self._spec.outer_params["eta"] if plain else 1.0
-            return self._exact - combined * np.float32(eta), None
-        eta, momentum = (np.float32(self._spec.outer_params[name]) for name in ("eta", "mu"))
+        settings = self._spec.outer_params
+        if self._spec.outer == "average":
+            return self._exact - combined * np.float32(settings["eta"]), None
+        if round_index <= self._spec.outer_warmup_rounds:
+            return self._exact - combined, None
+        eta, momentum = np.float32(settings["eta"]), np.float32(settings["mu"])
         velocity = np.zeros_like(combined) if self._velocity is None else self._velocity
-        velocity = velocity * momentum + combined
-        return self._exact - (combined + velocity * momentum) * eta, velocity
+        velocity = (velocity * momentum + combined).astype(np.float32, copy=False)
+        step = (combined + velocity * momentum) * eta
+        return (self._exact - step).astype(np.float32, copy=False), velocity
 
     def publish(self, version: int, model_digest: str, delta: str) -> None:
         """The coordinator says that it has computed this version: it must be ours."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 from fedtrain.core import events as ev
 from fedtrain.core.state import ENDED
@@ -83,7 +84,7 @@ class World:
         self._coordinator.threaten(rates.coordinator_gap_ms)
         self._network.threaten(rates.partition_gap_ms)
         for site in self._sites:
-            scene.clock.at(site.plan.joins_ms, lambda site=site: self._join(site))
+            scene.clock.at(site.plan.joins_ms, partial(self._join, site))
         for run in scene.plan.runs:
             self._operate(run)
         scene.clock.at(scene.plan.clear_ms, self._care)
@@ -118,12 +119,15 @@ class World:
             if not self._told(ev.RunSubmitted(clock.now_ms, run.spec, "operator")):
                 clock.after(1_000, submit)
 
+        def tell(kind: type[ev.RunPaused | ev.RunResumed | ev.RunStopped]) -> None:
+            self._told(kind(clock.now_ms, name, "operator"))
+
         clock.at(run.submitted_ms, submit)
         if run.paused_ms is not None and run.resumed_ms is not None:
-            clock.at(run.paused_ms, lambda: self._told(ev.RunPaused(clock.now_ms, name, "operator")))
-            clock.at(run.resumed_ms, lambda: self._told(ev.RunResumed(clock.now_ms, name, "operator")))
+            clock.at(run.paused_ms, partial(tell, ev.RunPaused))
+            clock.at(run.resumed_ms, partial(tell, ev.RunResumed))
         if run.stopped_ms is not None:
-            clock.at(run.stopped_ms, lambda: self._told(ev.RunStopped(clock.now_ms, name, "operator")))
+            clock.at(run.stopped_ms, partial(tell, ev.RunStopped))
 
     def _told(self, event: ev.Event) -> bool:
         """Whether the coordinator has taken an operator's word; one that is down has not."""
