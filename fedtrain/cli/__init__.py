@@ -25,10 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fedtrain.cli.app import app
     from fedtrain.cli.output import printable
 
-    # gRPC writes notes of its own to standard error unless told not to before it is imported.
-    os.environ["GRPC_VERBOSITY"] = "ERROR"
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    # gRPC writes lines of its own to standard error unless told not to before it is imported; what they
+    # say of a port in use or a refused certificate is said again, in words, by the error that follows.
+    os.environ["GRPC_VERBOSITY"] = "ERROR" if debug else "NONE"
     try:
         app([word for word in words if word != "--debug"], prog_name="fedtrain")
     except SystemExit as end:

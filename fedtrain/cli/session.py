@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from fedtrain.errors import UnreachableError
+from fedtrain.errors import ConfigError, UnreachableError
 from fedtrain.trust.certificates import read_certificate
 from fedtrain.trust.diagnosis import explain_unreachable
 from fedtrain.trust.folders import MemberKeys, load_member
@@ -48,6 +48,12 @@ def load_identity(folder: Path) -> tuple[MemberKeys, str | None]:
 
         config = load_peer(folder / PEER_FILE)
         return load_member(Path(config.state)), config.proxy
+    if not (folder / STATE).is_dir():
+        raise ConfigError(
+            "nobody's folder: name one with --dir that `fedtrain coordinator init DIR` made, or run "
+            "`fedtrain join INVITE DIR` first",
+            file=str(folder.absolute()),
+        )
     return load_member(folder / STATE), None
 
 

@@ -163,8 +163,10 @@ class Operations:
         seen = -1
         while True:
             seen = await self._hub.changes.after(seen)
+            # Asked before the yield: a run may end while its view is on the way, and its end must be told.
+            ended = self._run(run).phase in ENDED
             yield self._view(run)
-            if self._run(run).phase in ENDED:
+            if ended:
                 return
 
     async def export(self, caller: Caller, run: str, version: int | None) -> Export:

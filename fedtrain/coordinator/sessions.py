@@ -190,7 +190,10 @@ class Sessions:
         if run is None or run.phase in ENDED:
             return None
         found = uploads.seat_of(run, order_id)
-        return found[1].order if found else None
+        if found is not None:
+            return found[1].order
+        late = run.busy.get(site)
+        return late if late is not None and late.id == order_id else None
 
     @staticmethod
     def _check_owner(site: str, order_id: str) -> None:

@@ -47,9 +47,8 @@ def to_plain(value: Any) -> Any:
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list, frozenset)):
-        items = sorted(value) if isinstance(value, frozenset) else value
-        return [to_plain(item) for item in items]
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
     raise LocalError(f"no canonical form for {type(value).__name__}")
 
 
@@ -96,15 +95,11 @@ def _read(kind: Any, plain: Any, path: str) -> Any:
     if origin is tuple:
         return _read_tuple(typing.get_args(kind), plain, path)
     if origin in (dict, Mapping):
-        key_kind, item_kind = typing.get_args(kind)
+        _, item_kind = typing.get_args(kind)
         if not isinstance(plain, dict):
             raise RemoteError(f"{path}: expected an object, found {type(plain).__name__}")
-        return {_key(key_kind, key): _read(item_kind, item, f"{path}.{key}") for key, item in plain.items()}
+        return {key: _read(item_kind, item, f"{path}.{key}") for key, item in plain.items()}
     return _read_scalar(kind, plain, path)
-
-
-def _key(kind: Any, key: str) -> Any:
-    return int(key) if kind is int else key
 
 
 def _read_dataclass(kind: type, plain: Any, path: str) -> Any:

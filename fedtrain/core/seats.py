@@ -87,14 +87,14 @@ def seeded(state: State, run: RunState, event: ev.ModelSeeded) -> Turn:
 
 
 def evaluated(state: State, run: RunState, event: ev.EvaluationStored) -> Turn:
-    """The last version was measured at this site."""
+    """The last version was measured at this site, unless its seat was settled before."""
     found = uploads.seat_of(run, event.order)
-    if found is None or run.model is None:
+    if found is None or run.model is None or found[1].standing not in AT_WORK | {Standing.LOST}:
         return run, NOTHING
     site, seat = found
     value = (run.model.ref.version, event.loss, event.count)
     run = replace(run, evaluations=put(run.evaluations, site, value))
-    return with_seat(run, site, replace(seat, standing=Standing.DONE)), NOTHING
+    return with_seat(run, site, replace(seat, standing=Standing.DONE, reason="")), NOTHING
 
 
 def with_seat(run: RunState, site: str, seat: Seat) -> RunState:

@@ -209,9 +209,7 @@ def _end(state: State, run: RunState, phase: Phase, reason: str, effects: tuple[
     records = run.records
     if run.round is not None and run.phase is not Phase.WAITING:
         records = (*records, record_of(run.round, state.now_ms, reason=reason))
-    ended = replace(
-        run, phase=phase, reason=reason, records=records, round=None, late=(), busy={}, paused=""
-    )
+    ended = replace(run, phase=phase, reason=reason, records=records, round=None, late=(), busy={}, paused="")
     return ended, (*effects, Finish(run.spec.run, phase.value, reason), versions.collection(ended))
 
 

@@ -139,3 +139,16 @@ def test_staleness_of_two() -> None:
     script.store("c", weight=3)
     script.store("a")
     assert script.store("b")[1].endswith("run.1.1.c*1.732")
+
+
+def test_two_late_sites() -> None:
+    """Each late site is freed by its own answer only."""
+    script = Script("abcd", rounds=3).begin()
+    script.seed()
+    script.store("a"), script.store("b")
+    script.wait(10_000)
+    script.fail("d", order="run.1.1.d")
+    assert list(script.run.busy) == ["c"]
+    script.fail("d", order="run.1.1.d")
+    script.store("b", order="run.1.1.b")
+    assert list(script.run.busy) == ["c"]

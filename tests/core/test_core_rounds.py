@@ -3,6 +3,7 @@
 from core_script import Script
 
 from fedtrain.core.orders import OrderKind
+from fedtrain.core.rounds import Verdict, judge
 from fedtrain.core.state import Phase, Standing
 
 
@@ -182,7 +183,8 @@ def test_an_abandoned_attempt_keeps_its_contributors() -> None:
     record = script.run.records[-1]
     assert (record.version, record.counted) == (None, ())
     assert record.reason == (
-        "abandoned: the deadline has passed, but 1 of 3 contributed, quorum is 3: b working; c failed (broken)"
+        "abandoned: the deadline has passed, but 1 of 3 contributed, quorum is 3: "
+        "b working; c failed (broken)"
     )
     assert script.last_seats() == {
         "a": (Standing.STORED, ""),
@@ -247,6 +249,22 @@ def test_the_last_evaluation_ends_at_its_deadline() -> None:
     }
 
 
+def test_an_evaluation_after_its_seat_was_settled() -> None:
+    """A site that refused or failed the last evaluation stays so; one that was lost may still answer."""
+    script = Script("abcd", rounds=1).begin()
+    script.seed()
+    script.play_round()
+    script.refuse("a"), script.fail("b"), script.lose("c")
+    for site in "abc":
+        script.tell_evaluation(site, 1.0)
+    assert script.standings == "a refused, b failed, c done, d invited"
+    assert script.run.evaluations == {"c": (1, 1.0, 10)}
+    script.tell_evaluation("c", 9.0)
+    assert script.run.evaluations == {"c": (1, 1.0, 10)}
+    script.tell_evaluation("d", 2.0)
+    assert script.last_seats()["c"] == (Standing.DONE, "")
+
+
 def test_warm_up_rounds_average() -> None:
     """The first rounds take a plain average, the others the run's outer optimiser."""
     script = Script("ab", outer="nesterov", outer_warmup_rounds=1).begin()
@@ -270,3 +288,20 @@ def test_events_about_nothing() -> None:
     assert script.state.runs == before
     script.consent("a")
     assert script.consent("a") == []
+
+
+def test_answers_to_orders_that_hold_no_seat() -> None:
+    """Weights and losses for another order than the open one change nothing."""
+    script = Script("ab", rounds=1).begin()
+    assert script.seed(order="run.0.7.b") == []
+    assert script.run.model is None
+    script.seed()
+    script.play_round()
+    assert script.tell_evaluation("a", 1.0, order="run.2.7.a") == []
+    assert script.run.evaluations == {}
+
+
+def test_no_round_has_no_judgement() -> None:
+    """A run without an open round is neither to be closed nor to be abandoned."""
+    judgement = judge(Script("ab").begin(attached="").run, 5)
+    assert (judgement.verdict, judgement.reason) == (Verdict.OPEN, "no round is open")

@@ -93,7 +93,7 @@ def test_a_version_that_is_not_the_sum(wrong: str) -> None:
     made, _, effect = chain()
     if wrong != "unasked":
         made.compute(effect)
-    with pytest.raises(Violation, match="I[23]"):
+    with pytest.raises(Violation, match=r"I[23]"):
         made.publish(
             2 if wrong == "version" else 1,
             digest(9, 9) if wrong == "model" else digest(0, -1),

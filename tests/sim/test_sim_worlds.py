@@ -19,8 +19,8 @@ REGRESSIONS = {
     2: "the record counted in another order than the sum",
     1: "an attempt that was open at the end of its run left no record",
     5: "an attempt that opened complete waited for its deadline",
-    15: "initial weights of an abandoned attempt",
     99: "an update was acknowledged for a round after the last one",
+    20342: "a site that had failed the last evaluation was recorded as done",
     484: "a late site whose failure came during the aggregation stayed busy for ever",
 }
 """Seed -> what it once found. Plans have changed since, so these are worlds like any other now."""
@@ -44,6 +44,7 @@ def test_seeds_that_found_something(seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute of work, on a machine that may be busy with something else
 def test_a_thousand_worlds_hold() -> None:
     """Other seeds than the quick test's."""
     assert main(["--first", "10001", "--seeds", "1000"]) == 0
