@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -21,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedtrain.cli.session import ask, load_identity, open_client
 from fedtrain.config import load_run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 WARM_UP_ROUNDS = 2
 """Not counted: the first one starts the trainers, the second one fills caches."""
@@ -65,6 +68,20 @@ class Work:
     codec_down: str = "float32"
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a run took.
+
+    Attributes:
+        rounds: its training rounds as `run rounds --json` tells them, in order.
+        core_seconds: user and system time of all processes per round after the warm-up, the last
+            evaluation included. Steadier than the clock on a machine that others use too.
+    """
+
+    rounds: list[dict[str, Any]]
+    core_seconds: float
+
+
 class Consortium:
     """A context manager: the processes live as long as the block.
 
@@ -101,8 +118,8 @@ class Consortium:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def measure(self, work: Work) -> list[dict[str, Any]]:
-        """Do the run to its end; its training rounds as `run rounds --json` tells them, in order.
+    def measure(self, work: Work) -> Outcome:
+        """Do the run to its end.
 
         Raises `RuntimeError` with the end of a log if a process or the run fails.
         """
@@ -117,18 +134,23 @@ class Consortium:
                 down=work.codec_down,
             )
         )
-        asyncio.run(self._follow(path, work.run))
+        core_seconds = asyncio.run(self._follow(path, work.run))
         rounds = json.loads(self._command("run", "rounds", work.run, "--dir", str(self.home), "--json"))
-        return [entry for entry in rounds["rounds"] if entry["version"]]
+        return Outcome([entry for entry in rounds["rounds"] if entry["version"]], core_seconds)
 
-    async def _follow(self, path: Path, run: str) -> None:
+    async def _follow(self, path: Path, run: str) -> float:
+        """Core-seconds per round from the first look after the warm-up to the end."""
         keys, proxy = load_identity(self.home)
         async with open_client(keys, proxy) as client:
             await client.start(load_run(path).spec())
+            start: tuple[int, float] | None = None
             while True:
                 view = await client.run(run)
+                if start is None and view["version"] >= WARM_UP_ROUNDS:
+                    start = view["version"], self._core_seconds()
                 if view["phase"] == "done":
-                    return
+                    first, before = start or (0, 0.0)
+                    return (self._core_seconds() - before) / max(1, view["version"] - first)
                 self.check()
                 if view["phase"] not in ("waiting", "seeding", "training", "aggregating", "evaluating"):
                     raise RuntimeError(f"{run} is {view['phase']}: {view['reason']}\n{self._last_words()}")
@@ -136,7 +158,9 @@ class Consortium:
 
     def _start(self) -> None:
         port = free_port()
-        self._command("coordinator", "init", str(self.home), "--name", "bench", "--address", f"127.0.0.1:{port}")
+        self._command(
+            "coordinator", "init", str(self.home), "--name", "bench", "--address", f"127.0.0.1:{port}"
+        )
         self._launch("coordinator", "coordinator", "serve", str(self.home))
         if not listens(port, START_S):
             raise RuntimeError(f"the coordinator does not listen\n{self._last_words()}")
@@ -154,6 +178,16 @@ class Consortium:
             if time.monotonic() > end:
                 raise RuntimeError(f"not all sites attached in {START_S:.0f} s\n{self._last_words()}")
             time.sleep(LOOK_EVERY_S)
+
+    def _core_seconds(self) -> float:
+        """User and system seconds so far, of the processes and of the trainers that agents started."""
+        ticks = 0
+        for child in self.children.values():
+            started = Path(f"/proc/{child.pid}/task").glob("*/children")
+            for pid in (child.pid, *(pid for path in started for pid in path.read_text().split())):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def _all_attached(self) -> bool:
         members = ask(self.home, lambda client: client.members())["members"]
@@ -203,7 +237,7 @@ class Consortium:
 def median_seconds(rounds: list[dict[str, Any]]) -> float:
     """Seconds from one version to the next, median over the rounds after the warm-up."""
     ends = [entry["closed_ms"] for entry in rounds]
-    spans = [(after - before) / 1000 for before, after in zip(ends, ends[1:], strict=False)]
+    spans = [(after - before) / 1000 for before, after in itertools.pairwise(ends)]
     return statistics.median(spans[WARM_UP_ROUNDS - 1 :])
 
 

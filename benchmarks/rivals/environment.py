@@ -61,8 +61,8 @@ def _run(command: Sequence[str]) -> None:
 
 
 def tail(folder: Path, pattern: str, count: int = 3) -> str:
-    """The last lines of the logs in a folder, for a reason."""
+    """The last lines of the logs in a folder, 600 characters at most, for a reason."""
     lines = []
     for path in sorted(folder.glob(pattern)):
         lines += [f"{path.name}: {line}" for line in path.read_text(errors="replace").splitlines()[-count:]]
-    return " | ".join(lines)
+    return " | ".join(lines)[-600:]

@@ -6,6 +6,7 @@ to every weight, another one each round and site, because Flower sends equal obj
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 from consortium import end_all, free_port, listens
+
 from rivals.environment import RivalFailed, tail
 
 APP = Path(__file__).parent / "flower_app"
@@ -52,7 +54,13 @@ def measure(programs: Path, sites: int, parameters: int, rounds: int, limit_s: f
         }
         port, times = free_port(), folder / "times"
         (folder / "config.toml").write_text(CONNECTION.format(port=port))
-        link = ["flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
+        link = [
+            "flower-superlink",
+            "--insecure",
+            "--port",
+            str(port),
+            "--disable-runtime-dependency-installation",
+        ]
         nodes = [
             ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
             for _ in range(sites)
@@ -73,7 +81,9 @@ def measure(programs: Path, sites: int, parameters: int, rounds: int, limit_s: f
             end_all(children[::-1])
 
 
-def _launch(programs: Path, command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _launch(
+    programs: Path, command: list[str], log: Path, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
     with open(log, "wb") as file:
         return subprocess.Popen(
             [str(programs / command[0]), *command[1:]],
@@ -92,8 +102,10 @@ def _wait(
     while True:
         moments = [float(line) for line in times.read_text().split()] if times.exists() else []
         if len(moments) == rounds + 1:
-            return [after - before for before, after in zip(moments, moments[1:], strict=False)]
+            return [after - before for before, after in itertools.pairwise(moments)]
         if time.monotonic() > end or any(child.poll() is not None for child in children):
             why = "not done in time" if time.monotonic() > end else "a process ended"
-            raise RivalFailed(f"{why}, {max(0, len(moments) - 1)} rounds done; {tail(folder, '*.log')[-600:]}")
+            raise RivalFailed(
+                f"{why}, {max(0, len(moments) - 1)} rounds done; {tail(folder, '*.log')[-600:]}"
+            )
         time.sleep(0.5)

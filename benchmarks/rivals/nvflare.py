@@ -7,6 +7,7 @@ weight, another one each round and site. Its ports are fixed, so one at a time o
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import re
 import signal
@@ -50,9 +51,9 @@ def measure(programs: Path, sites: int, parameters: int, rounds: int, limit_s: f
             if len(moments) != rounds + 1:
                 raise RivalFailed(
                     f"{max(0, len(moments) - 1)} of {rounds} rounds done in {limit_s:.0f} s; "
-                    f"{tail(folder, 'drive.log')[-600:]}"
+                    f"{tail(folder, 'drive.log')}"
                 )
-            return [after - before for before, after in zip(moments, moments[1:], strict=False)]
+            return [after - before for before, after in itertools.pairwise(moments)]
         finally:
             _end(driver, folder)
 

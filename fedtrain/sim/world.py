@@ -163,3 +163,11 @@ class World:
             f"repeat it: python -m fedtrain.sim --seed {seed} --transcript\n"
             f"its last lines:\n{self.scene.transcript.text(TAIL_LINES)}"
         )
+
+
+def hold(seed: int) -> Outcome | str:
+    """One world's outcome, or in words how it failed: what a pool of processes can hand back."""
+    try:
+        return World(seed).run()
+    except SeedFailed as failure:
+        return str(failure)
