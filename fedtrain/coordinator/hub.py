@@ -37,6 +37,8 @@ PATIENCE_MS = 60_000
 HEARTBEAT_MS = 5_000
 """While no run says otherwise."""
 
+SOON_S = 0.05
+
 Send = Callable[[str, msg.ToPeer], None]
 
 
@@ -65,6 +67,7 @@ class Hub:
         self.acknowledged: dict[str, fx.Acknowledge] = {}
         self.held: set[str] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._soon: list[ev.Event] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         state_now = replay(self.journal, transitions.step, State(), ev.EVENTS)
@@ -85,11 +88,26 @@ class Hub:
                 self.pulse.hear(site)
         self._start(self.pulse.run())
 
+    def submit_soon(self, event: ev.Event) -> None:
+        """Submit with the next event, or in a moment: for news that nobody waits for.
+
+        A round has a consent per site; each on its own would be a sync of the disk.
+        """
+        if not self._soon:
+            asyncio.get_running_loop().call_later(SOON_S, self._submit_rest)
+        self._soon.append(event)
+
+    def _submit_rest(self) -> None:
+        if self._soon:
+            self.submit()
+
     def submit(self, *events: ev.Event) -> None:
         """Journal, step, act. A journal that fails ends the process: nothing may be acknowledged.
 
         Raises `StorageError`, and lets `failed` say so to the process.
         """
+        events = (*self._soon, *events)
+        self._soon.clear()
         try:
             self._driver.handle(*events)
         except StorageError as error:

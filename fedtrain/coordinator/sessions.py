@@ -178,7 +178,7 @@ class Sessions:
             raise BadSignature(f"the consent to {order.id} carries no signature") from error
         statements.verify(statement, member.message_key, signature)
         if message.accepted:
-            self._hub.submit(ev.ConsentGiven(now_ms, order.id))
+            self._hub.submit_soon(ev.ConsentGiven(now_ms, order.id))
         else:
             _log.info("%s refuses %s: %s", site, order.id, "; ".join(message.reasons))
             self._hub.pulse.settle(site, order.id)

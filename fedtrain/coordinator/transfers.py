@@ -40,6 +40,9 @@ _log = logging.getLogger(__name__)
 WEIGHT_MAX = 1 << 53
 """Largest weight that a float64 holds exactly."""
 
+MOVED_EVERY_MS = 100
+"""Between two signs of progress of one upload; far below any patience."""
+
 MODEL_BYTES_MAX = 1 << 42
 """Largest initial model: 4 TiB, above any disk that this version will meet."""
 
@@ -60,13 +63,13 @@ class Transfers:
         self._hub = hub
         self._frames = FrameCache()
         self._incoming: dict[tuple[str, str], Incoming] = {}
+        self._moved_ms: dict[str, int] = {}
 
     async def fetch(self, caller: Caller, digest: str, offset: int) -> AsyncIterator[bytes]:
         """Frames of a blob that the caller's runs name."""
         size_bytes = self._size_on_offer(caller.name, digest)
         path = self._hub.blobs.path(digest)
         async for frame in self._frames.read(digest, path, size_bytes, offset):
-            self._hub.pulse.hear(caller.name)
             yield frame
 
     def _size_on_offer(self, site: str, digest: str) -> int:
@@ -111,18 +114,37 @@ class Transfers:
             )
 
     async def send(
-        self, caller: Caller, digest: str, pieces: AsyncIterator[tuple[int, bytes]]
+        self, caller: Caller, digest: str, pieces: AsyncIterator[tuple[int, memoryview]]
     ) -> msg.Missing:
         """Take pieces in; how the stream ends proves nothing."""
         incoming = self._incoming.get((caller.name, digest))
         if incoming is None:
             raise StaleRound("nothing was offered with this digest: offer it again")
-        async for offset, data in pieces:
-            async with incoming.lock:
-                await asyncio.to_thread(incoming.upload.write, offset, data)
-            self._hub.pulse.hear(caller.name)
-            self._hub.pulse.move(caller.name, incoming.order.id, incoming.order.patience_ms)
+        writing: asyncio.Task[None] | None = None
+        try:
+            async for offset, data in pieces:
+                if writing is not None:
+                    await writing
+                # Hashed and written while the next piece comes.
+                writing = asyncio.create_task(self._write(incoming, offset, data))
+                self._moved(caller.name, incoming.order)
+        finally:
+            if writing is not None:
+                await writing
         return msg.Missing(incoming.upload.received, incoming.upload.size_bytes)
+
+    @staticmethod
+    async def _write(incoming: Incoming, offset: int, data: memoryview) -> None:
+        async with incoming.lock:
+            await asyncio.to_thread(incoming.upload.write, offset, data)
+
+    def _moved(self, site: str, order: Order) -> None:
+        """Bytes are progress. Said now and then: a fast link brings thousands of pieces a second."""
+        now_ms = self._hub.clock.monotonic_ms()
+        if now_ms - self._moved_ms.get(site, 0) >= MOVED_EVERY_MS:
+            self._moved_ms[site] = now_ms
+            self._hub.pulse.hear(site)
+            self._hub.pulse.move(site, order.id, order.patience_ms)
 
     async def commit(self, caller: Caller, commit: msg.Commit) -> msg.Receipt:
         """Make an upload count: whole, signed, sound, journaled; then acknowledged."""

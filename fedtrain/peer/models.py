@@ -39,7 +39,7 @@ Link = tuple[int, str, int]
 class BlobSource(Protocol):
     """Where blobs come from: `wire.client.CoordinatorClient`, or a test's own."""
 
-    def fetch(self, digest: str, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+    def fetch(self, digest: str, offset: int = 0) -> AsyncIterator[tuple[int, memoryview]]:
         """(offset, data) pieces from `offset` on."""
 
 

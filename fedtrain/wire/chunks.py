@@ -39,6 +39,12 @@ def frame(offset: int, data: bytes, digest: str = "") -> bytes:
 _DATA_TAG = bytes([transfer_pb2.Chunk.DATA_FIELD_NUMBER << 3 | 2])
 """Key of a length-delimited field, as protobuf's encoding spells it."""
 
+_DIGEST_TAG = transfer_pb2.Chunk.DIGEST_FIELD_NUMBER << 3 | 2
+_OFFSET_TAG = transfer_pb2.Chunk.OFFSET_FIELD_NUMBER << 3
+
+_HEAD_BYTES_MAX = 128
+"""Digest and offset with their keys take 77 bytes."""
+
 
 def _varint(number: int) -> bytes:
     """Seven bits a byte, lowest first; all but the last have the top bit set."""
@@ -50,19 +56,50 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-def read_frame(raw: bytes) -> tuple[str, int, bytes]:
-    """(digest or "", offset, data) of a serialised chunk from the other side, sizes checked."""
-    chunk = parse(transfer_pb2.Chunk, raw)
-    if not 0 < len(chunk.data) <= CHUNK_BYTES:
-        raise RemoteError(f"a chunk holds {len(chunk.data)} bytes, 1 to {CHUNK_BYTES} are allowed")
+def read_frame(raw: bytes) -> tuple[str, int, memoryview]:
+    """(digest or "", offset, data) of a serialised chunk from the other side, sizes checked.
+
+    The data is a view of `raw` where it stands last, as `frame` writes it; protobuf would copy it twice.
+    """
+    head_bytes, start = _split(raw)
+    chunk = parse(transfer_pb2.Chunk, raw[:head_bytes])
+    data = memoryview(raw)[start:] if start < len(raw) else memoryview(chunk.data)
+    if not 0 < len(data) <= CHUNK_BYTES:
+        raise RemoteError(f"a chunk holds {len(data)} bytes once, 1 to {CHUNK_BYTES} are allowed")
     if chunk.offset > COUNT_MAX:
         raise RemoteError(f"a chunk is for byte {chunk.offset}, beyond any blob")
     if chunk.digest and DIGEST.fullmatch(chunk.digest) is None:
         raise RemoteError("a chunk names its blob by something that is not a digest")
-    return chunk.digest, chunk.offset, chunk.data
+    return chunk.digest, chunk.offset, data
 
 
-async def read_upload(frames: AsyncIterator[bytes]) -> tuple[str, AsyncIterator[tuple[int, bytes]]]:
+def _split(raw: bytes) -> tuple[int, int]:
+    """(end of the other fields, start of the data), if the data stands last; else all is other fields."""
+    whole = len(raw), len(raw)
+    head = 0
+    while head < min(len(raw), _HEAD_BYTES_MAX):
+        number, place = _read_varint(raw, head + 1)
+        if raw[head] == _DATA_TAG[0]:
+            return (head, place) if place + number == len(raw) else whole
+        if raw[head] == _DIGEST_TAG:
+            place += number
+        elif raw[head] != _OFFSET_TAG:
+            return whole
+        head = place
+    return whole
+
+
+def _read_varint(raw: bytes, place: int) -> tuple[int, int]:
+    """(number, where it ends); (0, end) for one that is cut off or longer than 64 bits."""
+    number = 0
+    for index in range(place, min(place + 10, len(raw))):
+        number |= (raw[index] & 127) << 7 * (index - place)
+        if raw[index] < 128:
+            return number, index + 1
+    return 0, len(raw)
+
+
+async def read_upload(frames: AsyncIterator[bytes]) -> tuple[str, AsyncIterator[tuple[int, memoryview]]]:
     """(digest, pieces) of an upload's frames. The end of the pieces says nothing: see `Commit`."""
     first = await anext(frames, None)
     if first is None:
@@ -71,7 +108,7 @@ async def read_upload(frames: AsyncIterator[bytes]) -> tuple[str, AsyncIterator[
     if not digest:
         raise RemoteError("an upload's first chunk does not name its blob")
 
-    async def pieces() -> AsyncIterator[tuple[int, bytes]]:
+    async def pieces() -> AsyncIterator[tuple[int, memoryview]]:
         yield offset, data
         async for raw in frames:
             named, at, piece = read_frame(raw)

@@ -142,7 +142,7 @@ class CoordinatorClient:
                 await asyncio.wait([sending])
                 _raise_own(sending)
 
-    async def fetch(self, digest: str, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+    async def fetch(self, digest: str, offset: int = 0) -> AsyncIterator[tuple[int, memoryview]]:
         """(offset, data) pieces of a blob from `offset` on, without gaps. The caller checks the digest."""
         request = convert.encode(FetchRequest(digest, offset))
         position = offset

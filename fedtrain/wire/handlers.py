@@ -49,7 +49,7 @@ class TransferHandler(Protocol):
         """What is still missing of the offered blob."""
 
     async def send(
-        self, caller: Caller, digest: str, pieces: AsyncIterator[tuple[int, bytes]]
+        self, caller: Caller, digest: str, pieces: AsyncIterator[tuple[int, memoryview]]
     ) -> core.Missing:
         """Takes (offset, data) pieces of at most a mebibyte. Their end proves nothing: the stream of a
         killed client ends in the same way."""

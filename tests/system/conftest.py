@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from system_world import World, world_in
@@ -33,12 +32,6 @@ def quiet(both: tuple[World, World]) -> Iterator[World]:
 def stormy(both: tuple[World, World]) -> Iterator[World]:
     """The world that is hurt; it is healed before the test and checked after it."""
     yield from _lent(both[1])
-
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> Path:
-    """An empty folder for commands that need no consortium."""
-    return tmp_path
 
 
 def _lent(world: World) -> Iterator[World]:
