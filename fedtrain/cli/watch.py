@@ -115,7 +115,7 @@ class LiveTable:
 
 def lines_of(view: View) -> Iterator[tuple[str, str]]:
     """(subject, what is true of it): one line per closed round, and whatever is not as it should be."""
-    run, last, current = view["run"], view.get("last"), view.get("round")
+    run, last, current = view["run"], view.get("last"), view.get("round") or {}
     if last:
         subject = f"{run} round {last['index']} of {view['rounds']}"
         if last["attempt"] > 1:
@@ -123,12 +123,10 @@ def lines_of(view: View) -> Iterator[tuple[str, str]]:
         yield subject, _closed(last)
     if view["phase"] not in _USUAL:
         yield run, f"{view['phase']}{_because(view)}"
-    for site, seat in sorted((current["seats"] if current else {}).items()):
+    for site, seat in sorted(current.get("seats", {}).items()):
         if seat.get("reason"):
-            yield (
-                f"{run} round {current['index']}.{current['attempt']} {site}",
-                f"{seat['standing']}{_because(seat)}",
-            )
+            subject = f"{run} round {current['index']}.{current['attempt']} {site}"
+            yield subject, f"{seat['standing']}{_because(seat)}"
 
 
 def table_of(view: View) -> Group:

@@ -17,7 +17,7 @@ from fedtrain.trust.statements import Commit, Consent, Receipt
 KEY, OTHER = MessageKey.generate(), MessageKey.generate()
 COMMIT = Commit(run="lm", order="lm.3.0.jsc", digest="ab" * 32, size_bytes=1_000_000, weight=20_480, steps=20)
 RECEIPT = Receipt(order="lm.3.0.jsc", digest="ab" * 32, outcome="stored", epoch=2, at_ms=1_800_000_000_000)
-CONSENT = Consent("lm.3.0.jsc", "cd" * 32, False, ("hours: closed at night",), 1_800_000_000_000)
+CONSENT = Consent("lm.3.0.jsc", "cd" * 32, False, ("hours: closed at night",))
 
 
 @given(st.binary(max_size=200))
