@@ -48,7 +48,7 @@ def examples() -> Path:
     for folder in (package / "examples", package.parent):
         if (folder / "peers").is_dir() and (folder / "configs").is_dir():
             return folder
-    raise ConfigError("configs/ and peers/ were not installed with fedtrain: give --config, or use a checkout")
+    raise ConfigError("configs/ and peers/ were not installed with fedtrain: run the demo from a checkout")
 
 
 def claim_folder(wanted: Path | None) -> tuple[Path, int]:

@@ -50,7 +50,9 @@ def _check_task(spec: RunSpec, config: Path) -> None:
     """The comparison needs a model of text; say so before anything starts."""
     name = json.loads(spec.task)["name"]
     if name != "causal_lm":
-        raise ConfigError(f"the demo compares language models, not {name}: use causal_lm", file=str(config), key="task.name")
+        raise ConfigError(
+            f"the demo compares language models, not {name}: use causal_lm", file=str(config), key="task.name"
+        )
 
 
 async def _show(consortium: Consortium, config: Path, spec: RunSpec, quiet: bool) -> Outcome:
@@ -104,9 +106,7 @@ async def _compare(consortium: Consortium, config: Path, spec: RunSpec) -> dict[
     steps = spec.rounds * spec.steps
     baselines = [Baseline("central", tuple(files.values()), steps * len(files))]
     baselines += [Baseline(site, (path,), steps) for site, path in files.items()]
-    found = await measure(
-        baselines, config, list(files.values()), spec.seed, consortium.folder / "baselines"
-    )
+    found = await measure(baselines, config, list(files.values()), spec.seed, consortium.folder / "baselines")
     return dict(found)
 
 
