@@ -124,7 +124,7 @@ def words(outcome: Outcome) -> str:
     )
     worse = [site for site in outcome.federated if outcome.federated[site] > outcome.local[site][site]]
     own = (
-        f"On its own text, {' and '.join(sorted(worse))} alone does better than the federated model."
+        f"Better than the federated model on its own text: {', '.join(sorted(worse))} alone."
         if worse
         else "It is better than each site alone on that site's own text, too."
     )
