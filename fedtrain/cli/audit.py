@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-HEAD = "head"
-"""Kind of statement that a journal's head is signed as."""
-
 JournalFile = Annotated[Path, typer.Argument(metavar="JOURNAL", help="The journal's file.")]
 
 
@@ -118,7 +115,7 @@ def _existing(path: Path) -> Path:
 
 def _check_signature(journal: Path, key: Path | None) -> CheckSignature:
     """Holds signatures against the owner's public key, which is read once a signature is there to check."""
-    from fedtrain.trust.keys import verify
+    from fedtrain.trust.statements import verify_head
 
     @functools.cache
     def public() -> str:
@@ -126,7 +123,7 @@ def _check_signature(journal: Path, key: Path | None) -> CheckSignature:
 
     def check(message: bytes, signature: bytes, _: str) -> bool:
         try:
-            verify(public(), HEAD, message, signature)
+            verify_head(message, public(), signature)
         except RemoteError:
             return False
         return True

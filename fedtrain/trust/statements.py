@@ -99,6 +99,11 @@ def sign_head(message: bytes, key: keys.MessageKey) -> bytes:
     return key.sign(_HEAD, message)
 
 
+def verify_head(message: bytes, public: str, signature: bytes) -> None:
+    """Holds that the owner of `public` signed this head; else `BadSignature`."""
+    keys.verify(public, _HEAD, message, signature)
+
+
 def head_check(publics: Collection[str]) -> Callable[[bytes, bytes, str], bool]:
     """A check for audits, `(message, signature, key id) -> holds`, that trusts these public keys only."""
     by_id = {keys.key_id(public): public for public in publics}
@@ -107,7 +112,7 @@ def head_check(publics: Collection[str]) -> Callable[[bytes, bytes, str], bool]:
         if key_id not in by_id:
             return False
         try:
-            keys.verify(by_id[key_id], _HEAD, message, signature)
+            verify_head(message, by_id[key_id], signature)
         except BadSignature:
             return False
         return True
