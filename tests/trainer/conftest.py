@@ -47,7 +47,7 @@ datasets:
   corpus:
     path: texts/*.txt
     format: text
-    rights: {execute: [causal_lm, synthetic]}
+    rights: {execute: [causal_lm, gated_lm, synthetic]}
 """
 
 
@@ -133,11 +133,14 @@ class Site:
     def first_model(self, task: dict[str, Any] = LANGUAGE_TASK) -> tuple[Path, ModelRef]:
         """Do a seed order; the public model, out of the mailbox, and the reference to it."""
         order = self.order("seed", 0, task=task, steps=0)
-        result = self.do(order)
-        assert result.failure == ""
+        self.do(order)
+        return self.take_model(order)
+
+    def take_model(self, order: Order) -> tuple[Path, ModelRef]:
+        """The model that a seed order has led to, out of the mailbox."""
+        result, path = self.mailbox.take_result(order.id)
+        assert result.failure == "" and path is not None
         layout = Layout.from_json(result.layout)
-        _, path = self.mailbox.take_result(order.id)
-        assert path is not None
         model = path.rename(self.folder / "model.safetensors")
         self.mailbox.discard(order.id)
         with ModelReader(model) as reader:

@@ -15,6 +15,7 @@ import pytest
 from fedtrain.trainer.process import main
 
 ROOT = Path(__file__).parents[2]
+PLUGIN = ROOT / "tests" / "system" / "plugin"
 PATIENCE_S = 60.0
 
 
@@ -42,7 +43,16 @@ def start(site):
             str(site.peer),
             *more,
         ]
-        processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        paths = os.pathsep.join((str(ROOT), str(PLUGIN)))
+        processes.append(
+            subprocess.Popen(
+                command,
+                cwd=site.folder,
+                env={**os.environ, "PYTHONPATH": paths},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
         return processes[-1]
 
     yield begin
@@ -62,11 +72,7 @@ def test_orders_go_in_and_results_come_out(site, start, synthetic_task):
     order = site.order("seed", 0, task=synthetic_task, steps=0)
     site.mailbox.post(order, None)
     until(site.mailbox.results, process)
-    result, path = site.mailbox.take_result(order.id)
-    assert result.failure == "" and result.layout and path is not None
-    model = path.rename(site.folder / "model.safetensors")
-    site.mailbox.discard(order.id)
-    _, ref = site.first_model(synthetic_task)
+    model, ref = site.take_model(order)
     order = site.order("train", 1, model=ref, task=synthetic_task)
     site.mailbox.post(order, model)
     until(site.mailbox.results, process)
@@ -122,23 +128,28 @@ def test_a_withdrawn_order_is_left_and_the_next_one_done(site, start, synthetic_
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_changes_no_bit(site, start):
-    """SIGKILL while training, a new process, the same order: the digest of undisturbed work."""
+def test_a_kill_in_the_middle_changes_no_bit(site, start, language_task):
+    """SIGKILL after some steps, a new process, the same order: the digest of undisturbed work."""
+    task = {**language_task, "name": "gated_lm"}
     model, ref = site.first_model()
-    first = site.order("train", 1, model=ref)
-    site.do(first, model)
-    undisturbed = site.order("train", 2, model=ref, parent=first.id, steps=150)
-    digest = site.do(undisturbed, model).digest
-    disturbed = site.order("train", 2, model=ref, parent=first.id, steps=150, attempt=2)
+    first = site.order("train", 1, model=ref, task=task)
+    undisturbed = site.order("train", 2, model=ref, task=task, parent=first.id)
+    for order in (first, undisturbed):
+        site.mailbox.post(order, model)
+        assert start("--once").wait(PATIENCE_S) == 0
+    digest = site.mailbox.take_result(undisturbed.id)[0].digest
+    disturbed = site.order("train", 2, model=ref, task=task, parent=first.id, attempt=2)
+    gate = site.folder / "gate"
+    gate.touch()
     site.mailbox.post(disturbed, model)
     process = start()
     until(lambda: any(each.steps > 0 for each in site.mailbox.progress().values()), process)
     process.kill()
     process.wait(PATIENCE_S)
+    gate.unlink()
     assert site.mailbox.results() == [first.id, undisturbed.id]
     site.mailbox.expire(disturbed.id)
-    process = start("--once")
-    assert process.wait(PATIENCE_S) == 0
+    assert start("--once").wait(PATIENCE_S) == 0
     assert site.mailbox.take_result(disturbed.id)[0].digest == digest
 
 
@@ -146,11 +157,14 @@ def test_a_kill_in_the_middle_changes_no_bit(site, start):
 def test_of_two_trainers_the_first_result_wins(site, start, synthetic_task):
     """An expired claim goes to a second trainer; one result stands, and both processes live on."""
     model, ref = site.first_model(synthetic_task)
-    order = site.order("train", 1, model=ref, task=slow_task(synthetic_task, 0.2), steps=8)
+    order = site.order("train", 1, model=ref, task={**synthetic_task, "name": "gated"})
+    gate = site.folder / "gate"
+    gate.touch()
     site.mailbox.post(order, model)
     processes = [start()]
     until(site.mailbox.progress, processes[0])
     os.kill(processes[0].pid, signal.SIGSTOP)
+    gate.unlink()
     site.mailbox.expire(order.id)
     processes.append(start())
     until(site.mailbox.results, processes[1])

@@ -1,8 +1,9 @@
-"""A task that waits, breaks and dies when a test says so, installed as a third party's would be.
+"""Tasks that wait, break and die when a test says so, installed as a third party's would be.
 
-It is the synthetic task, steered by files in the site's folder, where the trainer runs:
+`gated` is the synthetic task, `gated_lm` the language model; both are steered by files in the
+site's folder, where the trainer runs:
 
-    gate      training waits, with progress, for as long as it is there
+    gate      training waits, with progress, for as long as it is there (the model: after a step)
     crash     the trainer's process ends at once, without a word
     widened   the task builds another layout than everywhere else
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from fedtrain.methods.layout import Entry, Layout
 from fedtrain.trainer.data import DataSource
 from fedtrain.trainer.settings import TaskSpec
+from fedtrain.trainer.tasks.causal_lm import CausalLanguageModel
 from fedtrain.trainer.tasks.synthetic import Synthetic
 from fedtrain.trainer.tasks.task import Context, Outcome, Weights, Work
 
@@ -43,3 +45,25 @@ class Gated(Synthetic):
         while GATE.exists():
             context.pause(0.02)
         return super().train(start, work, context)
+
+
+class GatedLanguageModel(CausalLanguageModel):
+    """The real model, held up after its first step."""
+
+    def train(self, start: Weights, work: Work, context: Context) -> Outcome:
+        """Train as ever, with a turnstile behind every step."""
+        return super().train(start, work, Turnstile(context))
+
+
+class Turnstile:
+    """A task's context that lets nobody past the gate."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.pause = context.pause
+
+    def step_done(self, steps: int, loss: float | None, weight: int) -> None:
+        """Report the step, then wait at the gate."""
+        self._context.step_done(steps, loss, weight)
+        while GATE.exists():
+            self._context.pause(0.02)
