@@ -24,7 +24,7 @@ from fedtrain.core.driver import Driver, replay
 from fedtrain.core.liveness import Lost, Stalled
 from fedtrain.core.state import ENDED, State
 from fedtrain.core.versions import blobs_needed
-from fedtrain.errors import FedtrainError, StorageError
+from fedtrain.errors import FedtrainError, RefusedError, StorageError
 from fedtrain.storage.blobs import Blobs
 from fedtrain.storage.chain import SignedHead, head_message
 from fedtrain.storage.journal import Journal
@@ -175,6 +175,10 @@ class Hub:
             self.held.add(blob)
 
         try:
+            damaged = await asyncio.to_thread(self.versions.check, effect.contributions)
+            if damaged:
+                self._ask_again(effect.run, damaged)
+                return
             made = await asyncio.to_thread(self.versions.make, self.state.runs[effect.run], effect, hold)
         except FedtrainError as error:
             _log.error("%s: round %d cannot be aggregated: %s", effect.run, effect.round, error)
@@ -183,6 +187,22 @@ class Hub:
             self.submit(ev.RoundAggregated(self.clock.now_ms(), *place, **vars(made)))
         finally:
             self.held -= new
+
+    def _ask_again(self, run: str, damaged: dict[str, str]) -> None:
+        """Updates that the disk has lost are asked for again; nothing is aggregated without them."""
+        for blob, reason in sorted(damaged.items()):
+            _log.error(
+                "%s: the update in blob %s is %s: check the disk; it is asked for again", run, blob, reason
+            )
+        now_ms = self.clock.now_ms()
+        self.submit(*(ev.BlobDamaged(now_ms, run, blob, reason) for blob, reason in sorted(damaged.items())))
+
+    def _retire(self, effect: fx.Retire) -> None:
+        """Another coordinator is obeyed: this process has nothing more to say."""
+        if not self.failed.done():
+            self.failed.set_exception(
+                RefusedError(f"a coordinator of epoch {effect.epoch} has taken over; this one is not obeyed")
+            )
 
     def _publish(self, effect: fx.Publish) -> None:
         """Sign the journal's head and hand it, with the news, to the round's sites."""
@@ -265,4 +285,5 @@ _PERFORM: dict[type[fx.Effect], Callable[[Hub, Any], Awaitable[None] | None]] = 
     fx.Publish: Hub._publish,
     fx.Collect: Hub._collect,
     fx.Finish: Hub._finish,
+    fx.Retire: Hub._retire,
 }

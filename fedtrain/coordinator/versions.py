@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedtrain.core import effects as fx
 from fedtrain.core.state import RunState
-from fedtrain.errors import BadUpdate
+from fedtrain.errors import BadUpdate, IntegrityError, NotFoundError
 from fedtrain.methods.aggregation import Aggregation, Contribution, aggregate, init_exact
 from fedtrain.methods.layout import Layout
 from fedtrain.methods.modelfile import ModelReader
@@ -142,6 +142,25 @@ class Versions:
             snapshot_bytes=snapshot_bytes,
             update_norm=result.update_norm,
         )
+
+    def check(self, contributions: tuple[fx.Contribution, ...]) -> dict[str, str]:
+        """Hold every update against its digest once more; blob -> what is wrong with it.
+
+        A disk may have changed or lost one since its commit. What is damaged is removed.
+        """
+        found: dict[str, str] = {}
+
+        def check(blob: str) -> None:
+            try:
+                self._blobs.check(blob)
+            except IntegrityError:
+                found[blob] = "damaged"
+            except NotFoundError:
+                found[blob] = "gone"
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(check, [item.blob for item in contributions]))
+        return found
 
     def collect(self, run: str, keep_version: int) -> None:
         """Delete versions older than `keep_version`, and what a crash left half-made."""

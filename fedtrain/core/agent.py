@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fedtrain.core.contract import Contract, judge
-from fedtrain.core.orders import Order, Result
+from fedtrain.core.orders import Order, OrderKind, Result
 from fedtrain.core.state import put, without
 
 # -- events ---------------------------------------------------------------------------------------
@@ -99,6 +99,14 @@ class UploadRefused(AgentEvent):
 
 
 @dataclass(frozen=True)
+class RoundPublished(AgentEvent):
+    """The version of this round is out: updates that it counts will not be asked for again."""
+
+    run: str
+    round: int
+
+
+@dataclass(frozen=True)
 class HeadWitnessed(AgentEvent):
     """A signed head of the coordinator's journal; keeping it makes this site a witness."""
 
@@ -121,6 +129,7 @@ AGENT_EVENTS: dict[str, type[AgentEvent]] = {
         UploadAcknowledged,
         AnswerDelivered,
         UploadRefused,
+        RoundPublished,
         HeadWitnessed,
     )
 }
@@ -166,6 +175,13 @@ class Report(AgentEffect):
 
 
 @dataclass(frozen=True)
+class Shelve(AgentEffect):
+    """The trainer is done with this order; its answer's file stays in the outbox."""
+
+    order: str
+
+
+@dataclass(frozen=True)
 class Discard(AgentEffect):
     """Nothing of this order is needed any more, in the mailbox or the outbox."""
 
@@ -180,15 +196,17 @@ class Stage(enum.StrEnum):
 
     WORKING = "working"
     ANSWERED = "answered"  # the result is here, the coordinator does not have it yet
+    DELIVERED = "delivered"  # acknowledged; the bytes stay until a version counts them
 
 
 @dataclass(frozen=True)
 class Held:
-    """An order in hand."""
+    """An order in hand. `outcome` is the receipt's, once there is one."""
 
     order: Order
     stage: Stage
     result: Result | None = None
+    outcome: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,6 +216,11 @@ class AgentState:
     epoch: int = 0
     contract: Contract = field(default_factory=Contract)
     held: Mapping[str, Held] = field(default_factory=dict)
+
+    @property
+    def in_hand(self) -> dict[str, Held]:
+        """Orders that something is still to be done for."""
+        return {name: held for name, held in self.held.items() if held.stage is not Stage.DELIVERED}
 
 
 Turn = tuple[AgentState, tuple[AgentEffect, ...]]
@@ -218,6 +241,8 @@ def resume(state: AgentState) -> tuple[AgentEffect, ...]:
 
 
 def _next_effect(held: Held) -> tuple[AgentEffect, ...]:
+    if held.stage is Stage.DELIVERED:
+        return (Shelve(held.order.id),)
     if held.result is None:
         return (Prepare(held.order),)
     if held.result.file:
@@ -231,7 +256,7 @@ def _booted(state: AgentState, event: AgentBooted) -> Turn:
     allowed = {}
     for name, held in state.held.items():
         decision = judge(event.contract, held.order)
-        if decision.accepted:
+        if decision.accepted or held.stage is Stage.DELIVERED:
             allowed[name] = held
         else:
             effects += (Reply(name, False, decision.reasons), Discard(name))
@@ -252,8 +277,15 @@ def _received(state: AgentState, event: OrderReceived) -> Turn:
     if not decision.accepted:
         return replace(state, held=without(state.held, order.id)), (reply, *_discard(known))
     if known is not None:
-        return state, (reply, *_next_effect(known))
-    older = [held for held in state.held.values() if held.order.run == order.run and _supersedes(order, held)]
+        if known.stage is Stage.DELIVERED:
+            # The coordinator lost it (its disk, or it took over from an older copy): the same bytes again.
+            known = replace(known, stage=Stage.ANSWERED, outcome="")
+        return replace(state, held=put(state.held, order.id, known)), (reply, *_next_effect(known))
+    older = [
+        held
+        for held in state.held.values()
+        if held.order.run == order.run and (_supersedes(order, held) or _counted_before(order.round, held))
+    ]
     remaining = without(state.held, *(held.order.id for held in older))
     held = Held(order, Stage.WORKING)
     effects = [effect for old in older for effect in _discard(old)]
@@ -265,20 +297,43 @@ def _supersedes(order: Order, held: Held) -> bool:
     return held.order.round == order.round and held.order.attempt < order.attempt
 
 
+def _counted_before(round_index: int, held: Held) -> bool:
+    """Whether a version of a round before this one holds the update, so that nobody asks for it again."""
+    counted_in = held.order.round + (1 if held.outcome == "late_next_round" else 0)
+    return held.stage is Stage.DELIVERED and counted_in < round_index
+
+
 def _discard(held: Held | None) -> tuple[AgentEffect, ...]:
     return () if held is None else (Discard(held.order.id),)
 
 
-def _dropped(
-    state: AgentState, event: OrderCancelled | UploadRefused | UploadAcknowledged | AnswerDelivered
-) -> Turn:
+def _acknowledged(state: AgentState, event: UploadAcknowledged) -> Turn:
+    """The coordinator has it. An update's bytes are kept until they are part of a version."""
+    held = state.held.get(event.order)
+    if held is None or held.order.kind is not OrderKind.TRAIN or event.outcome == "late_residual":
+        return replace(state, held=without(state.held, event.order)), (Discard(event.order),)
+    held = replace(held, stage=Stage.DELIVERED, outcome=event.outcome)
+    return replace(state, held=put(state.held, event.order, held)), (Shelve(event.order),)
+
+
+def _published(state: AgentState, event: RoundPublished) -> Turn:
+    """Updates that this version counts are let go."""
+    gone = [
+        name
+        for name, held in state.held.items()
+        if held.order.run == event.run and _counted_before(event.round + 1, held)
+    ]
+    return replace(state, held=without(state.held, *gone)), tuple(Discard(name) for name in gone)
+
+
+def _dropped(state: AgentState, event: OrderCancelled | UploadRefused | AnswerDelivered) -> Turn:
     """The order is over, one way or the other."""
     return replace(state, held=without(state.held, event.order)), (Discard(event.order),)
 
 
 def _taken(state: AgentState, event: ResultTaken) -> Turn:
     held = state.held.get(event.result.order)
-    if held is None or held.stage is Stage.ANSWERED:
+    if held is None or held.stage is not Stage.WORKING:
         return state, () if held else (Discard(event.result.order),)
     held = replace(held, stage=Stage.ANSWERED, result=event.result)
     return replace(state, held=put(state.held, event.result.order, held)), _next_effect(held)
@@ -290,7 +345,7 @@ def _abandoned(state: AgentState, event: WorkAbandoned) -> Turn:
 
 def _taken_failure(state: AgentState, order: str, reason: str) -> Turn:
     held = state.held.get(order)
-    if held is None or held.stage is Stage.ANSWERED:
+    if held is None or held.stage is not Stage.WORKING:
         return state, ()
     held = replace(held, stage=Stage.ANSWERED, result=Result(order=order, failure=reason))
     return replace(state, held=put(state.held, order, held)), _next_effect(held)
@@ -307,9 +362,10 @@ TABLE: dict[type[AgentEvent], Callable[[AgentState, Any], Turn]] = {
     OrderCancelled: _dropped,
     ResultTaken: _taken,
     WorkAbandoned: _abandoned,
-    UploadAcknowledged: _dropped,
+    UploadAcknowledged: _acknowledged,
     AnswerDelivered: _dropped,
     UploadRefused: _dropped,
+    RoundPublished: _published,
     HeadWitnessed: _witnessed,
 }
 """Event -> what answers it."""

@@ -104,6 +104,13 @@ class Collect(Effect):
 
 
 @dataclass(frozen=True)
+class Retire(Effect):
+    """End this process: the coordinator of `epoch` has taken over. Nothing more is acknowledged."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
 class Finish(Effect):
     """The run has ended; `reason` says how. Watchers are told."""
 

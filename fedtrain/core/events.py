@@ -23,9 +23,22 @@ class Event:
 
 @dataclass(frozen=True)
 class Booted(Event):
-    """A coordinator process started and owns the state directory. `epoch` grows by one each time."""
+    """A coordinator process started and owns the state directory.
+
+    `epoch` is `epochs.next_epoch` of the one before; `place` is an opaque name of where the state
+    lies, so that a start from a copy is noticed.
+    """
 
     epoch: int
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Fenced(Event):
+    """A site proved that it follows a coordinator of a higher epoch: this one is not obeyed any more."""
+
+    epoch: int
+    site: str
 
 
 @dataclass(frozen=True)
@@ -216,6 +229,15 @@ class RoundAggregated(Event):
 
 
 @dataclass(frozen=True)
+class BlobDamaged(Event):
+    """The disk does not hold an acknowledged update any more as it was sent."""
+
+    run: str
+    blob: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class AggregationFailed(Event):
     """The aggregation could not be computed (disk full, memory): the run pauses and says why."""
 
@@ -229,6 +251,7 @@ EVENTS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
         Booted,
+        Fenced,
         MemberInvited,
         MemberEnrolled,
         InviteMisused,
@@ -247,6 +270,7 @@ EVENTS: dict[str, type[Event]] = {
         UpdateRejected,
         TimerFired,
         RoundAggregated,
+        BlobDamaged,
         AggregationFailed,
     )
 }

@@ -236,9 +236,15 @@ class RunState:
 
 @dataclass(frozen=True)
 class State:
-    """Everything. `now_ms` is the time of the last event."""
+    """Everything. `now_ms` is the time of the last event.
+
+    `place` is where the state lay at the last start (see `events.Booted`); `fenced` is the epoch of
+    the coordinator that took over from this one, 0 if none did.
+    """
 
     epoch: int = 0
+    place: str = ""
+    fenced: int = 0
     now_ms: int = 0
     booted_ms: int = 0
     members: Mapping[str, Member] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from typing import Any
 from fedtrain.core import events as ev
 from fedtrain.core import seats, uploads, versions
 from fedtrain.core.cohort import choose_cohort
-from fedtrain.core.effects import Cancel, Effect, Finish, Invite, SetTimer
+from fedtrain.core.effects import Cancel, Effect, Finish, Invite, Retire, SetTimer
 from fedtrain.core.orders import OrderKind
 from fedtrain.core.rounds import (
     Verdict,
@@ -60,6 +60,8 @@ PHASE_OF = {
 def step(state: State, event: ev.Event) -> tuple[State, tuple[Effect, ...]]:
     """What follows from one event. Pure: same state and event, same answer."""
     state = replace(state, now_ms=max(state.now_ms, event.at_ms))
+    if state.fenced and not isinstance(event, ev.Booted):
+        return state, NOTHING
     own = MEMBERSHIP.get(type(event))
     if own is not None:
         return own(state, event)
@@ -101,10 +103,21 @@ def _standing_effects(run: RunState) -> tuple[Effect, ...]:
 
 def _booted(state: State, event: ev.Booted) -> tuple[State, tuple[Effect, ...]]:
     """A new life: nobody is attached yet, and whatever was under way is asked for again."""
-    state = replace(state, epoch=event.epoch, booted_ms=event.at_ms, attached={})
+    if event.epoch <= state.fenced:
+        return state, (Retire(state.fenced),)
+    state = replace(
+        state, epoch=event.epoch, place=event.place, fenced=0, booted_ms=event.at_ms, attached={}
+    )
     effects = resume(state)
     state, more = _every_run(state, lambda run: (run, NOTHING))
     return state, (*effects, *more)
+
+
+def _fenced(state: State, event: ev.Fenced) -> tuple[State, tuple[Effect, ...]]:
+    """Somebody has taken over: from here on only a new life with a higher epoch changes anything."""
+    if event.epoch <= state.epoch:
+        return state, NOTHING
+    return replace(state, fenced=event.epoch), (Retire(event.epoch),)
 
 
 def _invited(state: State, event: ev.MemberInvited) -> tuple[State, tuple[Effect, ...]]:
@@ -128,7 +141,7 @@ def _misused(state: State, event: ev.InviteMisused) -> tuple[State, tuple[Effect
 
 
 def _attached(state: State, event: ev.SiteAttached) -> tuple[State, tuple[Effect, ...]]:
-    """A site is here: orders that it should be working on are handed to it again."""
+    """A site is here: it hears which of its orders are over, and gets the others again."""
     session = Attached(event.session, event.version, event.at_ms)
     state = replace(state, attached=put(state.attached, event.site, session))
 
@@ -145,7 +158,20 @@ def _attached(state: State, event: ev.SiteAttached) -> tuple[State, tuple[Effect
             run = with_seat(run, event.site, seat)
         return run, (Invite(seat.order),) if seat.standing in AT_WORK else NOTHING
 
-    return _every_run(state, welcome)
+    over = tuple(
+        Cancel(event.site, order, "it is over") for order in event.holding if not _wanted(state, order)
+    )
+    state, effects = _every_run(state, welcome)
+    return state, (*over, *effects)
+
+
+def _wanted(state: State, order_id: str) -> bool:
+    """Whether an answer to this order is awaited, or is here and not yet in a version."""
+    run = state.runs.get(order_id.split(".", 1)[0])
+    if run is None or run.phase in ENDED:
+        return False
+    late = {update.order for update in run.late} | {order.id for order in run.busy.values()}
+    return uploads.seat_of(run, order_id) is not None or order_id in late
 
 
 def _lost(state: State, event: ev.SiteLost) -> tuple[State, tuple[Effect, ...]]:
@@ -164,6 +190,7 @@ def _lost(state: State, event: ev.SiteLost) -> tuple[State, tuple[Effect, ...]]:
 
 MEMBERSHIP: dict[type[ev.Event], Callable[[State, Any], tuple[State, tuple[Effect, ...]]]] = {
     ev.Booted: _booted,
+    ev.Fenced: _fenced,
     ev.MemberInvited: _invited,
     ev.MemberEnrolled: _enrolled,
     ev.InviteMisused: _misused,
@@ -294,6 +321,18 @@ def _abandon(state: State, run: RunState, opened: OpenRound, reason: str) -> Tur
     ), NOTHING
 
 
+def _damaged(state: State, run: RunState, event: ev.BlobDamaged) -> Turn:
+    """The attempt is made again with the same seats; the site sends the same bytes once more."""
+    run, lost = uploads.damaged(run, event)
+    again = () if lost is None else (Invite(lost),)
+    if run.phase is not Phase.AGGREGATING or run.round is None:
+        return run, again
+    if lost is None:
+        return run, (versions.aggregation(run, run.round),)
+    run, effects = _abandon(state, run, run.round, f"the stored update of {lost.site} is {event.reason}")
+    return run, (*again, *effects)
+
+
 def _open_if_possible(state: State, run: RunState) -> Turn:
     if run.phase is not Phase.WAITING or run.paused:
         return run, NOTHING
@@ -327,6 +366,7 @@ _WHILE_A_ROUND_IS_OPEN: dict[type[ev.Event], Handler] = {
     ev.WorkFailed: seats.failed,
     ev.UpdateRejected: seats.failed,
     ev.UpdateStored: uploads.stored,
+    ev.BlobDamaged: _damaged,
     ev.TimerFired: _tick,
     ev.RunPaused: _pause,
     ev.RunResumed: _unpause,

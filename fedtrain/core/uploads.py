@@ -122,6 +122,30 @@ def _late(
     return _accept(state, run, order, event, "late_next_round")
 
 
+def damaged(run: RunState, event: ev.BlobDamaged) -> tuple[RunState, Order | None]:
+    """An acknowledged update is not on the disk any more: take back that it is.
+
+    Returns the order that has to be answered again, None where none has to: a late update goes back
+    into its site's residual, from where the site's next update brings it.
+    """
+    back = {update.site: update.order for update in run.late if update.blob == event.blob}
+    for site, order in back.items():
+        run = replace(run, returned=put(run.returned, site, (*run.returned.get(site, ()), order)))
+    run = replace(run, late=tuple(update for update in run.late if update.blob != event.blob))
+    opened = run.round
+    if opened is None:
+        return run, None
+    opened = replace(opened, counted=tuple(order for order in opened.counted if order not in back.values()))
+    for site, seat in opened.seats.items():
+        if seat.update is not None and seat.update.blob == event.blob:
+            seats = put(opened.seats, site, Seat(seat.order, Standing.WORKING))
+            receipt = run.receipts.get(site)
+            if receipt is not None and receipt.order == seat.order.id:
+                run = replace(run, receipts=without(run.receipts, site))
+            return replace(run, round=replace(opened, seats=seats, counted=())), seat.order
+    return replace(run, round=opened), None
+
+
 def _accept(
     state: State, run: RunState, order: Order, event: ev.UpdateStored, outcome: str
 ) -> tuple[RunState, tuple[Effect, ...]]:

@@ -143,7 +143,7 @@ class Agent:
         external = self._settings.launch == "external"
         return all(
             external and held.stage is Stage.WORKING and order in self.posted
-            for order, held in self.state.held.items()
+            for order, held in self.state.in_hand.items()
         )
 
     # -- effects ----------------------------------------------------------------------------------
@@ -159,10 +159,12 @@ class Agent:
                 self._jobs.start(order.id, "submit", partial(self._deliver, order, result))
             case core.Report(_, result):
                 self.desk.report(result)
-            case core.Discard(order_id):
+            case core.Shelve(order_id) | core.Discard(order_id):
                 self._trainers.forget(order_id)
                 self.posted.discard(order_id)
-                self._jobs.start(order_id, "discard", partial(self._discard, order_id), to_end=True)
+                over = isinstance(effect, core.Discard)
+                kind = "discard" if over else "shelve"
+                self._jobs.start(order_id, kind, partial(self._clear, order_id, over), to_end=True)
 
     async def _prepare(self, order: Order) -> None:
         """Model, then mailbox, then somebody to work on it."""
@@ -229,10 +231,11 @@ class Agent:
         await self.session.attached.wait()
         await asyncio.sleep(backoff.next_s())
 
-    async def _discard(self, order_id: str) -> None:
+    async def _clear(self, order_id: str, over: bool) -> None:
         try:
             await in_thread(self._mailbox.discard, order_id)
-            await in_thread(self._outbox.forget, order_id)
+            if over:
+                await in_thread(self._outbox.forget, order_id)
         except FedtrainError as error:
             _log.warning("%s leaves files behind until the next start: %s", order_id, error)
 

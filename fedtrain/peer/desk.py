@@ -76,6 +76,7 @@ class Desk:
         self._beats = 0
         self._told: dict[str, tuple[int, int]] = {}
         self._invitation: Order | None = None
+        self._published: list[core.RoundPublished] = []
 
     # -- what the session asks --------------------------------------------------------------------
 
@@ -141,6 +142,7 @@ class Desk:
                     message.round,
                     outcome,
                 )
+                self._published.append(core.RoundPublished(_now_ms(), message.run, message.round))
             case msg.Head():
                 self._owner.background(self._keep(message))
 
@@ -213,11 +215,12 @@ class Desk:
         except (BadSignature, IntegrityError) as error:
             _log.error("the coordinator's journal: %s", error)
             return
-        self._owner.submit(
-            core.HeadWitnessed(
-                _now_ms(), head.consortium, head.sequence, head.hash, head.at_ms, head.signature
-            )
+        witnessed = core.HeadWitnessed(
+            _now_ms(), head.consortium, head.sequence, head.hash, head.at_ms, head.signature
         )
+        # The news came just before its head: one write of the journal for both.
+        published, self._published = self._published, []
+        self._owner.submit(*published, witnessed)
 
 
 def _now_ms() -> int:

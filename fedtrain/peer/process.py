@@ -110,19 +110,19 @@ async def see_through(agent: Agent) -> None:
         raise UnreachableError(f"{agent.session.failure} (tried for {ONCE_PATIENCE_S:.0f} s)") from error
     try:
         async with asyncio.timeout(ONCE_IDLE_S):
-            await agent.until(lambda: bool(agent.state.held))
+            await agent.until(lambda: bool(agent.state.in_hand))
     except TimeoutError:
         _log.info("no order waits for this site")
         return
     while not agent.at_rest:
         before = agent.progress_count
-        patience_ms = max((held.order.patience_ms for held in agent.state.held.values()), default=0)
+        patience_ms = max((held.order.patience_ms for held in agent.state.in_hand.values()), default=0)
         try:
             async with asyncio.timeout(patience_ms / 1000):
                 await agent.until(lambda: agent.at_rest)
         except TimeoutError:
             if agent.progress_count == before:
-                waiting = ", ".join(agent.state.held)
+                waiting = ", ".join(agent.state.in_hand)
                 _log.warning(
                     "nothing moved for %d s; left for the next time: %s", patience_ms // 1000, waiting
                 )

@@ -269,4 +269,6 @@ def line(effect: fx.Effect, now_ms: int) -> str:
             return f"collect below {effect.keep_version}"
         case fx.Finish():
             return f"finish {effect.phase}: {effect.reason}"
+        case fx.Retire():
+            return f"retire behind epoch {effect.epoch}"
     raise AssertionError(effect)

@@ -75,14 +75,19 @@ def accepted(name: str) -> agent.Reply:
     return agent.Reply(name, True, ())
 
 
-def test_an_order_from_invitation_to_receipt() -> None:
-    """Consent before work, an upload of the result, and nothing left once the receipt has come."""
+RECEIPT = {"blob": "d" * 64, "epoch": 1, "signed_ms": 5, "signature": "s"}
+
+
+def test_an_order_from_invitation_to_publication() -> None:
+    """Consent before work, an upload, bytes kept behind the receipt, nothing left once a version counts them."""
     site = Site()
     received = site.tell(agent.OrderReceived, order=FIRST)
     assert received == [accepted(FIRST.id), agent.Prepare(FIRST)]
     assert site.tell(agent.ResultTaken, result=UPDATE) == [agent.Submit(FIRST, UPDATE)]
-    receipt = {"blob": "d" * 64, "outcome": "stored", "epoch": 1, "signed_ms": 5, "signature": "s"}
-    assert site.tell(agent.UploadAcknowledged, order=FIRST.id, **receipt) == [agent.Discard(FIRST.id)]
+    acknowledged = site.tell(agent.UploadAcknowledged, order=FIRST.id, outcome="stored", **RECEIPT)
+    assert acknowledged == [agent.Shelve(FIRST.id)]
+    assert site.tell(agent.RoundPublished, run="run-2", round=1) == []
+    assert site.tell(agent.RoundPublished, run="run-1", round=1) == [agent.Discard(FIRST.id)]
     assert site.held == []
 
 
@@ -227,3 +232,47 @@ def test_every_event_has_an_answer_and_a_name() -> None:
     """The table and the list of events that a journal may hold are the same."""
     assert set(agent.TABLE) == set(agent.AGENT_EVENTS.values())
     assert agent.step(agent.AgentState(), agent.EpochSeen(1, 2))[0].epoch == 2
+
+
+def delivered(outcome: str = "stored") -> Site:
+    """A site whose first update was acknowledged."""
+    site = Site()
+    site.tell(agent.OrderReceived, order=FIRST)
+    site.tell(agent.ResultTaken, result=UPDATE)
+    site.tell(agent.UploadAcknowledged, order=FIRST.id, outcome=outcome, **RECEIPT)
+    return site
+
+
+def test_an_acknowledged_update_is_sent_again_when_it_is_asked_for() -> None:
+    """A coordinator whose disk lost it, or one that took over from an older copy, gets the same bytes."""
+    site = delivered()
+    assert site.tell(agent.OrderReceived, order=FIRST) == [
+        accepted(FIRST.id),
+        agent.Submit(FIRST, UPDATE),
+    ]
+    assert site.tell(agent.AgentBooted, contract=ALLOWS) == [agent.Submit(FIRST, UPDATE)]
+
+
+def test_a_late_update_is_kept_for_one_round_more() -> None:
+    """It counts in the version after its own round's, so the next order finds it still here."""
+    site = delivered("late_next_round")
+    assert site.tell(agent.RoundPublished, run="run-1", round=1) == []
+    second, third = order(2), order(3)
+    assert site.tell(agent.OrderReceived, order=second) == [accepted(second.id), agent.Prepare(second)]
+    received = site.tell(agent.OrderReceived, order=third)
+    assert received == [accepted(third.id), agent.Discard(FIRST.id), agent.Prepare(third)]
+
+
+def test_an_update_that_went_back_into_the_residual_is_not_kept() -> None:
+    """The trainer's checkpoint holds it; nobody will ask for its bytes."""
+    assert delivered("late_residual").held == []
+
+
+def test_a_kept_update_survives_a_contract_that_changed() -> None:
+    """It was delivered under the old contract; to send it again the new one is asked."""
+    site = delivered()
+    assert site.tell(agent.AgentBooted, contract=DENIES) == [agent.Shelve(FIRST.id)]
+    assert site.tell(agent.OrderReceived, order=FIRST) == [
+        agent.Reply(FIRST.id, False, (CLAUSE,)),
+        agent.Discard(FIRST.id),
+    ]

@@ -316,7 +316,7 @@ class AgentRun:
 async def settled(agent: Agent) -> None:
     """Nothing is in hand any more."""
     async with asyncio.timeout(PATIENCE_S):
-        await agent.until(lambda: not agent.state.held)
+        await agent.until(lambda: not agent.state.in_hand)
 
 
 def model_digest(path: Path) -> str:

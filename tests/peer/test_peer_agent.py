@@ -45,7 +45,8 @@ async def test_a_round_from_invitation_to_receipt(
 async def test_what_is_over_leaves_nothing_behind(
     site: Site, coordinator: FakeCoordinator, versions: Versions
 ) -> None:
-    """After the receipt neither mailbox nor outbox holds anything of the order; one model stays."""
+    """After the receipt the mailbox holds nothing of the order, after the version the outbox neither; one
+    model stays."""
     async with site.start() as agent:
         await agent.session.attached.wait()
         for round_index in (1, 2, 3):
@@ -54,6 +55,10 @@ async def test_what_is_over_leaves_nothing_behind(
             site.hand_in(claim.order, bytes([round_index]) * 100)
             await coordinator.until(lambda n=round_index: len(coordinator.commits) == n)
             await settled(agent)
+        assert [path.name for path in (site.settings.state / "outbox").iterdir()] == [claim.order.id]
+        coordinator.send(msg.Publication(RUN, 3, 3, "d" * 64, "stored"))
+        coordinator.send(coordinator.head(1, "a" * 64))
+        await agent.until(lambda: not agent.state.held)
     folder = site.settings.mailbox
     assert not any(list((folder / name).iterdir()) for name in ("orders", "claims", "results"))
     assert not list((site.settings.state / "outbox").iterdir())
