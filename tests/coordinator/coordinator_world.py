@@ -19,7 +19,7 @@ from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.methods.codecs import codec
 from fedtrain.methods.layout import Entry, Layout
-from fedtrain.methods.modelfile import ModelWriter
+from fedtrain.methods.modelfile import ModelReader, ModelWriter
 from fedtrain.methods.updatefile import UpdateHeader, UpdateWriter
 from fedtrain.trust import statements
 from fedtrain.trust.folders import MemberKeys, begin_join, finish_join
@@ -213,6 +213,28 @@ class Consortium:
         changes = self.serving.hub.changes
         while not holds():
             await asyncio.wait_for(changes.after(changes.count), 10)
+
+
+async def two_sites(consortium: Consortium) -> tuple[ScriptedSite, ScriptedSite]:
+    """Two attached sites and a started run, seeded by the first of them."""
+    first, second = await consortium.join("alpha"), await consortium.join("beta")
+    await first.attend()
+    await second.attend()
+    await consortium.operator.start(spec_of())
+    order = await first.order()
+    assert order.kind is OrderKind.SEED
+    first.consent(order)
+    receipt = await first.answer(order, 0.0)
+    assert receipt.outcome == "stored"
+    return first, second
+
+
+def whole_mean(path: Path, mean: float) -> None:
+    """The public model of a first round is the initial one minus the mean of the updates."""
+    with ModelReader(path) as model:
+        out = np.empty(LAYOUT.num_elements, np.float32)
+        model.read(0, out)
+    np.testing.assert_array_equal(out, np.arange(LAYOUT.num_elements, dtype=np.float32) - mean)
 
 
 def free_port() -> int:

@@ -6,29 +6,13 @@ import asyncio
 import dataclasses
 import hashlib
 
-import numpy as np
 import pytest
-from coordinator_world import LAYOUT, Consortium, ScriptedSite, client_of, spec_of
+from coordinator_world import Consortium, ScriptedSite, client_of, spec_of, two_sites, whole_mean
 
 from fedtrain.core import messages as msg
 from fedtrain.core.orders import OrderKind
 from fedtrain.core.state import Phase, Standing
 from fedtrain.errors import BadSignature, BadUpdate, Equivocation, RemoteError, StaleRound, UnknownSite
-from fedtrain.methods.modelfile import ModelReader
-
-
-async def two_sites(consortium: Consortium) -> tuple[ScriptedSite, ScriptedSite]:
-    """Two attached sites and a started run, seeded by the first of them."""
-    first, second = await consortium.join("alpha"), await consortium.join("beta")
-    await first.attend()
-    await second.attend()
-    await consortium.operator.start(spec_of())
-    order = await first.order()
-    assert order.kind is OrderKind.SEED
-    first.consent(order)
-    receipt = await first.answer(order, 0.0)
-    assert receipt.outcome == "stored"
-    return first, second
 
 
 async def whole_round(*sites: ScriptedSite, values: tuple[float, ...], weights: tuple[int, ...]) -> None:
@@ -51,10 +35,7 @@ async def test_run_ends_with_the_weighted_mean(consortium: Consortium) -> None:
     await consortium.until(lambda: state.state.runs["tiny"].phase is Phase.DONE)
     run = state.state.runs["tiny"]
     assert run.evaluations["alpha"] == (2, 1.25, 9)
-    with ModelReader(state.versions.public("tiny", 2)) as model:
-        out = np.empty(LAYOUT.num_elements, np.float32)
-        model.read(0, out)
-    np.testing.assert_array_equal(out, np.arange(16, dtype=np.float32) - 3.0 - 0.5)
+    whole_mean(state.versions.public("tiny", 2), 3.0 + 0.5)
 
 
 async def test_every_seat_is_in_the_record(consortium: Consortium) -> None:
