@@ -40,18 +40,24 @@ class ProgressBook:
     def read(self, working: Collection[str], fetched_bytes: int, now_ms: int) -> tuple[Progress, ...]:
         """Progress of the orders that are worked on.
 
+        An order that waits for a trainer moves with the order that the trainer is busy with: being
+        queued behind another run's work is no reason to give a site up.
+
         Args:
             working: order ids.
             fetched_bytes: of models so far; before its trainer starts, an order moves by these.
             now_ms: monotonic.
         """
         reported = self._mailbox.progress()
-        seen = {}
-        for order in sorted(working):
+        ordered = sorted(working, key=lambda order: (order not in reported, order))
+        seen: dict[str, tuple[Progress, int]] = {}
+        begun = self._counter
+        for order in ordered:
             told = reported.get(order)
             current = told if told is not None else Progress(order, fetched_bytes, phase="prepare")
             before = self._seen.get(order)
-            if before is None or before[0] != current:
+            others_moved = told is None and self._counter > begun
+            if before is None or before[0] != current or others_moved:
                 self._counter += 1
                 seen[order] = (current, self._counter)
             else:

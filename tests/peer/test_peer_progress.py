@@ -44,6 +44,20 @@ def test_a_counter_grows_with_progress_and_only_then(mailbox: Mailbox) -> None:
     assert book.counter == counters[-1] > 1000
 
 
+def test_a_queued_order_moves_with_the_one_before_it(mailbox: Mailbox) -> None:
+    """While the trainer gets on with another run's order, this one is not stalled; when it hangs, both are."""
+    busy, queued = an_order(1), an_order(2)
+    book = ProgressBook(mailbox, 0)
+    both = [busy.id, queued.id]
+    book.read(both, 0, 0)
+    mailbox.report(Progress(busy.id, 1, 3, 5, 2.5, 100.0, "train"))
+    moved = {told.order: told.counter for told in book.read(both, 0, 1)}
+    mailbox.report(Progress(busy.id, 2, 4, 5, 2.5, 100.0, "train"))
+    later = {told.order: told.counter for told in book.read(both, 0, 2)}
+    assert all(later[name] > moved[name] for name in both)
+    assert {told.order: told.counter for told in book.read(both, 0, 3)} == later
+
+
 def test_only_orders_in_hand_are_told(mailbox: Mailbox) -> None:
     """A trainer's report on something else goes nowhere."""
     mailbox.report(Progress(an_order(9).id, 1))
