@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 import time
 from collections.abc import Coroutine
@@ -17,8 +18,10 @@ from fedtrain.core import messages as msg
 from fedtrain.core.agent import AgentEvent, AgentState
 from fedtrain.core.contract import judge
 from fedtrain.core.orders import Order, Progress, Result
+from fedtrain.core.pacing import IDLE_PACE_SINCE, beat_ms
 from fedtrain.errors import BadSignature, IntegrityError, StaleRound, UnreachableError
 from fedtrain.methods.codecs import CODECS
+from fedtrain.peer.backoff import early_s
 from fedtrain.peer.jobs import in_thread
 from fedtrain.peer.results import report
 from fedtrain.peer.session import Session
@@ -37,6 +40,11 @@ HEARTBEAT_MS = 5_000
 
 HEARTBEAT_MS_MIN = 20
 """A coordinator that asks for more than this is answered at this pace."""
+
+_CHANCE = random.SystemRandom()
+
+CLOCKS_APART_MS = 60_000
+"""From here on the two clocks are said to differ: more than any round trip explains."""
 
 
 class Owner(Protocol):
@@ -72,6 +80,7 @@ class Desk:
         self._consortium = keys.membership.consortium
         self._witness = Witness(settings.state / "heads", self._consortium, keys.coordinator_public)
         self._heartbeat_ms = HEARTBEAT_MS
+        self._slow_at_rest = False
         self._retimed = asyncio.Event()
         self._beats = 0
         self._told: dict[str, tuple[int, int]] = {}
@@ -109,6 +118,7 @@ class Desk:
                 f"this is consortium {welcome.consortium}, our certificate is of {self._consortium}"
             )
         self._heartbeat_ms = max(HEARTBEAT_MS_MIN, welcome.heartbeat_ms or HEARTBEAT_MS)
+        self._slow_at_rest = welcome.protocol >= IDLE_PACE_SINCE
         self._retimed.set()
         _log.info(
             "attached to %s at %s (fedtrain %s), epoch %d",
@@ -117,9 +127,22 @@ class Desk:
             printable(welcome.version),
             self._owner.state.epoch,
         )
+        self._compare_clocks(welcome.at_ms - _now_ms())
         for effect in core.resume(self._owner.state):
             if isinstance(effect, core.Report):
                 self.report(effect.result)
+
+    @staticmethod
+    def _compare_clocks(behind_ms: int) -> None:
+        """Leases do not care, but certificates and the contract's hours are judged by this clock."""
+        if abs(behind_ms) >= CLOCKS_APART_MS:
+            way = "behind" if behind_ms > 0 else "ahead of"
+            _log.warning(
+                "this machine's clock is %d s %s the coordinator's: set it (NTP); certificates and the "
+                "contract's hours are judged by it",
+                abs(behind_ms) // 1000,
+                way,
+            )
 
     def receive(self, message: msg.ToPeer) -> None:
         """A message of the coordinator, in its turn."""
@@ -172,9 +195,12 @@ class Desk:
             self._told[result.order] = (number, self._beats)
 
     async def next_beat(self) -> None:
-        """Returns when the next sign of life is due; at once when a welcome changed the pace."""
+        """Returns when the next sign of life is due; at once when a welcome or an order changed the pace."""
+        patiences_ms = [held.order.patience_ms for held in self._owner.state.in_hand.values()]
+        at_rest = not patiences_ms and not self._slow_at_rest
+        pace_ms = self._heartbeat_ms if at_rest else beat_ms(self._heartbeat_ms, patiences_ms)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._heartbeat_ms / 1000):
+            async with asyncio.timeout(early_s(pace_ms / 1000, _CHANCE)):
                 await self._retimed.wait()
         self._retimed.clear()
 
@@ -206,6 +232,7 @@ class Desk:
             self._owner.submit(core.OrderReceived(_now_ms(), order))
         finally:
             self._invitation = None
+        self._retimed.set()
 
     async def _keep(self, head: msg.Head) -> None:
         """A head becomes a file first, then an event: the file is what others ask this site for."""

@@ -23,7 +23,7 @@ from fedtrain.methods.codecs import codec
 from fedtrain.methods.layout import Entry, Layout
 from fedtrain.methods.modelfile import ModelReader, ModelWriter
 from fedtrain.methods.updatefile import UpdateHeader, UpdateWriter
-from fedtrain.peer.agent import Agent
+from fedtrain.peer.agent import Agent, now_ms
 from fedtrain.peer.settings import AgentSettings
 from fedtrain.storage.chain import head_message
 from fedtrain.storage.mailbox import Claim, Mailbox
@@ -135,11 +135,13 @@ class FakeCoordinator:
         away: refuse every call, as if nobody listened.
         cut_fetch_at, cut_send_at: byte at which the next transfer breaks, once.
         refusal: raised by the next commit, once.
+        clock_ms: what its clock says, None for the right time.
     """
 
     def __init__(self) -> None:
         self.key = MessageKey.generate()
         self.epoch = 1
+        self.clock_ms: int | None = None
         self.heard: list[msg.FromPeer] = []
         self.sessions = 0
         self.blobs: dict[str, bytes] = {}
@@ -187,7 +189,7 @@ class FakeCoordinator:
         try:
             yield (
                 self.epoch,
-                msg.Welcome(CONSORTIUM, msg.PROTOCOL_VERSION, "1.0", 1, HEARTBEAT_MS),
+                msg.Welcome(CONSORTIUM, msg.PROTOCOL_VERSION, "1.0", self._now_ms(), HEARTBEAT_MS),
             )
             while (message := await queue.get()) is not None:
                 if isinstance(message, FedtrainError):
@@ -241,6 +243,9 @@ class FakeCoordinator:
         statement = statements.Receipt(commit.order, commit.digest, "stored", self.epoch, 7)
         signature = statements.sign(statement, self.key).hex()
         return msg.Receipt(commit.order, commit.digest, "stored", self.epoch, 7, signature)
+
+    def _now_ms(self) -> int:
+        return now_ms() if self.clock_ms is None else self.clock_ms
 
     def _check_reachable(self) -> None:
         if self.away:

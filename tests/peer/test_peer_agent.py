@@ -6,12 +6,14 @@ import asyncio
 import json
 from dataclasses import replace
 
+import pytest
 from peer_world import LAYOUT, RUN, FakeCoordinator, Site, Versions, an_order, model_digest, settled
 
 from fedtrain.core import canonical
 from fedtrain.core import messages as msg
 from fedtrain.core.contract import Contract
 from fedtrain.core.orders import OrderKind, Result
+from fedtrain.peer.agent import now_ms
 from fedtrain.storage.chain import SignedHead
 from fedtrain.trust import statements
 
@@ -209,3 +211,20 @@ async def test_a_changed_contract_counts_from_the_next_start(
         await coordinator.until(lambda: [c for c in coordinator.of(msg.Consent) if not c.accepted])
         assert not agent.state.held
     assert json.loads(canonical.encode(Contract())) == site.entries("AgentBooted")[-1]["contract"]
+
+
+async def test_clocks_that_differ_are_said(
+    site: Site, coordinator: FakeCoordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clock that is an hour or a year off stops nothing here, and the log says what to do."""
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+    assert "clock" not in caplog.text
+    coordinator.clock_ms = now_ms() - 3_700_000
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+    assert "s ahead of the coordinator's: set it (NTP)" in caplog.text
+    coordinator.clock_ms = now_ms() + 31_600_000_000
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+    assert "s behind the coordinator's: set it (NTP)" in caplog.text

@@ -45,7 +45,7 @@ def test_a_counter_grows_with_progress_and_only_then(mailbox: Mailbox) -> None:
 
 
 def test_a_queued_order_moves_with_the_one_before_it(mailbox: Mailbox) -> None:
-    """While the trainer gets on with another run's order, this one is not stalled; when it hangs, both are."""
+    """While the trainer gets on with another run's order, this one moves; when it hangs, neither."""
     busy, queued = an_order(1), an_order(2)
     book = ProgressBook(mailbox, 0)
     both = [busy.id, queued.id]
