@@ -22,8 +22,9 @@ from fedtrain.errors import BadUpdate, IntegrityError, NotFoundError
 from fedtrain.methods.aggregation import Aggregation, Contribution, aggregate, init_exact
 from fedtrain.methods.layout import Layout
 from fedtrain.methods.modelfile import ModelReader
+from fedtrain.methods.vectors import ELEMENT_BYTES
 from fedtrain.storage.blobs import Blobs
-from fedtrain.storage.filesystem import disk_errors, sync_folder
+from fedtrain.storage.filesystem import disk_errors, make_folder, sync_folder
 
 PUBLIC = "public.safetensors"
 EXACT = "exact.f32"
@@ -94,6 +95,7 @@ class Versions:
         spec, model = run.spec, run.model
         assert model is not None, "a round aggregates onto a model"
         base = self._at(spec.run, effect.base_version)
+        self._check_space(base, model.num_elements)
         draft = self._draft(spec.run, effect.base_version + 1)
         result = aggregate(
             Aggregation(
@@ -163,13 +165,28 @@ class Versions:
         return found
 
     def collect(self, run: str, keep_version: int) -> None:
-        """Delete versions older than `keep_version`, and what a crash left half-made."""
+        """Delete versions older than `keep_version`, and what a crash left half-made or half-deleted.
+
+        A version leaves its place by one rename, so whoever finds it there finds it whole.
+        """
         folder = self._folder / run
         if not folder.is_dir():
             return
         for entry in sorted(folder.iterdir()):
-            if entry.name.isdigit() and int(entry.name) < keep_version:
-                shutil.rmtree(entry, ignore_errors=True)
+            number = entry.name.lstrip(".").partition(".")[0]
+            if number.isdigit() and int(number) < keep_version:
+                with disk_errors(f"delete {entry}"):
+                    gone = entry if entry.name.startswith(".") else _move_away(entry)
+                    shutil.rmtree(gone, ignore_errors=True)
+
+    def _check_space(self, base: Path, num_elements: int) -> None:
+        """The next version takes what its base takes, and at most a delta and an outer state more.
+
+        Asked before, because the last free bytes belong to the journal.
+        """
+        with disk_errors(f"look at {base}"):
+            base_bytes = sum(path.stat().st_size for path in base.iterdir())
+        self._blobs.check_space(base_bytes + 2 * ELEMENT_BYTES * num_elements)
 
     def _contribution(self, item: fx.Contribution) -> Contribution:
         path = str(self._blobs.path(item.blob))
@@ -183,16 +200,26 @@ class Versions:
         draft = self._folder / run / f".{version}.part"
         with disk_errors(f"make {draft}"):
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+            make_folder(draft)
         return draft
 
     def _finish(self, draft: Path, final: Path) -> None:
         """The folder in place by one rename; its files are on the disk."""
         with disk_errors(f"store {final}"):
             sync_folder(draft)
-            shutil.rmtree(final, ignore_errors=True)
+            # One that is there was made before a crash and never journaled.
+            old = _move_away(final) if final.exists() else None
             draft.rename(final)
             sync_folder(final.parent)
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_away(version: Path) -> Path:
+    """Take a version out of its place by one rename, so that nobody ever finds half of it there."""
+    gone = version.with_name(f".{version.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    return version.rename(gone)
 
 
 def file_digest(path: Path) -> str:

@@ -9,11 +9,11 @@ One driver serves the coordinator, the agent and the simulation.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 from fedtrain.core import canonical
-from fedtrain.core.ports import ActorPort, Entry, JournalPort
+from fedtrain.core.ports import ActorPort, Entry, JournalPort, Recorded
 from fedtrain.errors import IntegrityError, RemoteError
 
 S = TypeVar("S")
@@ -51,6 +51,11 @@ class Driver(Generic[S, E, F]):
         self._step = step
         self._inbox: deque[E] = deque()
         self._running = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the state is that of the journal's last row: no event is being worked on."""
+        return not self._running
 
     def handle(self, *events: E) -> None:
         """Journal the events in one durable write, then step through them and start their effects."""
@@ -103,7 +108,17 @@ def replay(
     kinds: Mapping[str, type[E]],
 ) -> S:
     """The state after everything that the journal holds; its effects are not carried out again."""
-    for row in journal.read():
+    return fold(journal.read(), step, state, kinds)
+
+
+def fold(
+    rows: Iterable[Recorded],
+    step: Callable[[S, E], tuple[S, tuple[F, ...]]],
+    state: S,
+    kinds: Mapping[str, type[E]],
+) -> S:
+    """The state that these rows, which follow one another, make of `state`."""
+    for row in rows:
         kind = kinds.get(row.kind)
         if kind is None:
             raise IntegrityError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtrain.storage.chain import GENESIS, Row, SignedHead, fault_of
-from fedtrain.storage.database import SELECT_HEADS, SELECT_ROWS, connect, translate
+from fedtrain.storage.database import FAULTS, SELECT_HEADS, SELECT_ROWS, connect, translate
 
 PROBLEMS_MAX = 100
 """Problems that are told one by one; a damaged file may have one per row."""
@@ -54,7 +54,7 @@ def verify(
             connection.execute("BEGIN")
             scan.read_heads(connection)
             scan.read_rows(connection)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             scan.problems.append(f"behind row {scan.head[0]}: {translate(path, error)}")
     checked = 0
     for signed in sorted(scan.heads, key=lambda head: head.sequence):

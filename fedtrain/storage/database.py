@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedtrain.errors import ConfigError, FedtrainError, IntegrityError, StorageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE rows (
@@ -33,7 +33,22 @@ CREATE TABLE heads (
 ) STRICT;
 """
 
+SCHEMA_OF_SNAPSHOTS = """
+CREATE TABLE snapshots (
+    sequence INTEGER PRIMARY KEY,
+    hash     TEXT NOT NULL,
+    format   TEXT NOT NULL,
+    payload  BLOB NOT NULL,
+    digest   TEXT NOT NULL
+) STRICT;
+"""
+"""Since schema 2."""
+
+STEPS = (SCHEMA, SCHEMA_OF_SNAPSHOTS)
+"""What to execute to get from each schema to the next, beginning with an empty file."""
+
 SELECT_ROWS = "SELECT sequence, at_ms, run, kind, payload, previous, hash FROM rows"
+SELECT_SNAPSHOTS = "SELECT sequence, hash, format, payload, digest FROM snapshots ORDER BY sequence DESC"
 SELECT_HEADS = (
     "SELECT consortium, sequence, hash, at_ms, signature, key_id FROM heads ORDER BY sequence, key_id"
 )
@@ -53,29 +68,39 @@ _PHRASES = {
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 
 RESTORE = "restore the file from its last backup"
+"""What to do about a damaged journal, where the owner names no command for it."""
 
 
-def error_code(error: sqlite3.Error) -> int:
+lenient_text = methodcaller("decode", "utf-8", "surrogateescape")
+"""Bytes that are no UTF-8 must reach the hash check, which names their row."""
+
+
+FAULTS = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite's module raises. The second is a damaged schema, whose bytes it cannot put into its message."""
+
+
+def error_code(error: Exception) -> int:
     """SQLite's primary result code, 0 if the error did not come from SQLite itself."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def translate(path: Path, error: sqlite3.Error) -> FedtrainError:
+def translate(path: Path, error: Exception, remedy: str = RESTORE) -> FedtrainError:
     """`IntegrityError` for a damaged or foreign file, `StorageError` for everything else."""
     code = error_code(error)
     # A table or column that is not there means that somebody else made or edited the file.
-    if code in _DAMAGED or (code == sqlite3.SQLITE_ERROR and "no such" in str(error)):
-        return IntegrityError(f"{path} is damaged or no journal ({error}); {RESTORE}")
+    missing = code == sqlite3.SQLITE_ERROR and "no such" in str(error)
+    if missing or code in _DAMAGED or isinstance(error, UnicodeDecodeError):
+        return IntegrityError(f"{path} is damaged or no journal ({error}); {remedy}")
     return StorageError(f"journal {path}: {_PHRASES.get(code, f'SQLite refused ({error})')}")
 
 
 @contextlib.contextmanager
-def database_errors(path: Path) -> Iterator[None]:
+def database_errors(path: Path, remedy: str = RESTORE) -> Iterator[None]:
     """Translate what SQLite raises inside the block."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise translate(path, error) from error
+    except FAULTS as error:
+        raise translate(path, error, remedy) from error
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -91,21 +116,21 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
             isolation_level=None,
             check_same_thread=False,
         )
-    # Bytes that are no UTF-8 must reach the hash check, which names their row.
-    connection.text_factory = methodcaller("decode", "utf-8", "surrogateescape")
+    connection.text_factory = lenient_text
     return connection
 
 
 def prepare(connection: sqlite3.Connection, path: Path, *, rollback: bool) -> None:
-    """Set the durability of a writer's connection, and make the tables in a new file."""
+    """Set the durability of a writer's connection, and make the tables that are missing."""
     connection.execute(f"PRAGMA journal_mode={'DELETE' if rollback else 'WAL'}")
     connection.execute("PRAGMA synchronous=FULL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-    elif version != SCHEMA_VERSION:
+    if not 0 <= version <= SCHEMA_VERSION:
         raise ConfigError(
-            f"is a journal of schema {version}, this fedtrain reads schema {SCHEMA_VERSION}; "
+            f"is a journal of schema {version}, this fedtrain reads schemas up to {SCHEMA_VERSION}; "
             "use the version of fedtrain that wrote it",
             file=str(path),
         )
+    if version < SCHEMA_VERSION:
+        missing = " ".join(STEPS[version:])
+        connection.executescript(f"BEGIN; {missing} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")

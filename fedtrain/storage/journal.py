@@ -3,12 +3,12 @@
 One SQLite file per coordinator and per agent, appended by one writer and readable by anyone at the
 same time. `append` returns when its rows are on the disk, or raises and none of them is there. After
 a failed write or sync nobody can know what the disk holds, so the journal then refuses everything:
-the process must stop, and a restart reads what really is there.
+the process must stop, and a restart reads what really is there. A writer's start checks the whole
+file, so what is damaged is found before anything is built on it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import threading
@@ -19,23 +19,28 @@ from typing import Self
 
 from fedtrain.core.ports import Entry
 from fedtrain.errors import FedtrainError, IntegrityError, LocalError, StorageError
-from fedtrain.storage.chain import GENESIS, Row, SignedHead, append_row, fault_of
+from fedtrain.storage import integrity
+from fedtrain.storage.chain import GENESIS, Row, SignedHead, Snapshot, append_row, fault_of
 from fedtrain.storage.database import (
     RESTORE,
     SELECT_HEADS,
     SELECT_ROWS,
+    SELECT_SNAPSHOTS,
     connect,
     database_errors,
     error_code,
     prepare,
     translate,
 )
-from fedtrain.storage.filesystem import disk_errors, network_type, sync_folder
+from fedtrain.storage.filesystem import disk_errors, network_type, sync_folder, take_lock
 
-__all__ = ["Entry", "Journal", "Row", "SignedHead"]
+__all__ = ["Entry", "Journal", "Row", "SignedHead", "Snapshot"]
 
 PAGE_ROWS = 1_000
 """Rows that `read` fetches at once: short statements, so that a reader never holds up a writer."""
+
+SNAPSHOTS_KEPT = 2
+"""The newest, and one more should that one be damaged."""
 
 _HARMLESS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
 """Refusals after which SQLite has rolled back cleanly, so that a later append may succeed."""
@@ -49,23 +54,29 @@ class Journal:
         note: what a person should know, e.g. that the file system is remote; "" if nothing.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, lock: int | None, note: str) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, lock: int | None, note: str, remedy: str
+    ) -> None:
         self.path = path
         self.note = note
+        self._remedy = remedy
         self._connection = connection
         self._lock = lock
         self._guard = threading.Lock()
         self._poison = ""
-        self._head = _last_row(connection)
+        with database_errors(path, remedy):
+            writer = lock is not None
+            self._head = integrity.check(connection, path, remedy) if writer else _last_row(connection)
 
     @classmethod
-    def open(cls, path: Path, writer: bool = True, lock: Path | None = None) -> Self:
-        """Open the journal at `path`; a writer makes it if there is none.
+    def open(cls, path: Path, writer: bool = True, lock: Path | None = None, remedy: str = RESTORE) -> Self:
+        """Open the journal at `path`; a writer makes it if there is none, and checks it whole.
 
         Args:
             path: the file; its folder must exist.
             writer: take the lock and allow `append`. There is one writer at a time.
             lock: the lock's file, by default `path` with `.lock` behind it.
+            remedy: what a person is told to do if the journal is damaged.
 
         Raises:
             StorageError: another process is the writer, or the disk refuses.
@@ -74,16 +85,21 @@ class Journal:
         path = Path(path)
         remote = network_type(path.parent)
         note = f"{path} lies on {remote}: a rollback journal is used, appends are slower" if remote else ""
-        held = _take_lock(lock or path.with_name(path.name + ".lock"), path) if writer else None
+        held = (
+            take_lock(lock or path.with_name(path.name + ".lock"), f"writes journal {path}")
+            if writer
+            else None
+        )
         connection = None
         try:
+            if writer:
+                integrity.check_log(path, remedy)
             connection = connect(path, write=writer)
-            with database_errors(path):
-                if writer:
+            if writer:
+                with database_errors(path, remedy), disk_errors(f"sync the folder {path.parent}"):
                     prepare(connection, path, rollback=bool(remote))
-                    with disk_errors(f"sync the folder {path.parent}"):
-                        sync_folder(path.parent)
-                return cls(path, connection, held, note)
+                    sync_folder(path.parent)
+            return cls(path, connection, held, note, remedy)
         except BaseException:
             if connection is not None:
                 connection.close()
@@ -96,7 +112,7 @@ class Journal:
         """(sequence, hash) of the last row; (0, 64 zeros) of an empty journal."""
         with self._guard:
             if self._lock is None:
-                with database_errors(self.path):
+                with database_errors(self.path, self._remedy):
                     self._head = _last_row(self._connection)
             return self._head
 
@@ -109,7 +125,7 @@ class Journal:
                 row = append_row(entry, sequence + 1, previous)
                 sequence, previous = row.sequence, row.hash
                 rows.append(row)
-            self._write("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._write(("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", rows))
             self._head = sequence, previous
             return sequence
 
@@ -118,12 +134,29 @@ class Journal:
         if [row[::6] for row in self._page(head.sequence - 1, None, 1)] != [(head.sequence, head.hash)]:
             raise LocalError(f"the head at row {head.sequence} is not one of journal {self.path}")
         with self._guard:
-            self._write("INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?)", [astuple(head)])
+            self._write(("INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?)", [astuple(head)]))
 
     def heads(self) -> list[SignedHead]:
         """All signed heads, oldest first."""
-        with self._guard, database_errors(self.path):
+        with self._guard, database_errors(self.path, self._remedy):
             return [SignedHead(*values) for values in self._connection.execute(SELECT_HEADS)]
+
+    def keep_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot of a state that this journal leads to, and the one before; drop older ones."""
+        with self._guard:
+            self._write(
+                ("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?)", [snapshot]),
+                (
+                    "DELETE FROM snapshots WHERE sequence NOT IN "
+                    "(SELECT sequence FROM snapshots ORDER BY sequence DESC LIMIT ?)",
+                    [(SNAPSHOTS_KEPT,)],
+                ),
+            )
+
+    def snapshots(self) -> list[Snapshot]:
+        """The kept snapshots, newest first, as they are: whether one fits is for its reader to check."""
+        with self._guard, database_errors(self.path, self._remedy):
+            return [Snapshot(*values) for values in self._connection.execute(SELECT_SNAPSHOTS)]
 
     def read(self, after: int = 0, kinds: Collection[str] | None = None) -> Iterator[Row]:
         """Rows behind sequence `after`, in order, of these kinds or of all.
@@ -139,9 +172,16 @@ class Journal:
                     last, last_hash = row.sequence - 1, row.previous
                 fault = fault_of(row, last, last_hash or row.previous)
                 if fault:
-                    raise IntegrityError(f"journal {self.path}: {fault}; {RESTORE}")
+                    raise IntegrityError(f"journal {self.path}: {fault}; {self._remedy}")
                 last, last_hash = row.sequence, row.hash
                 yield row
+
+    def hash_at(self, sequence: int) -> str:
+        """The hash of one row, "" if there is none; 64 zeros for row 0, before the first."""
+        if sequence == 0:
+            return GENESIS
+        found = self._page(sequence - 1, None, 1)
+        return found[0].hash if found and found[0].sequence == sequence else ""
 
     def backup(self, target: Path) -> None:
         """Copy a consistent state into the one file `target`, replacing it when it is whole."""
@@ -172,10 +212,10 @@ class Journal:
     def _page(self, after: int, kinds: Collection[str] | None, limit: int) -> list[Row]:
         wanted = f" AND kind IN ({','.join('?' * len(kinds))})" if kinds is not None else ""
         query = f"{SELECT_ROWS} WHERE sequence > ?{wanted} ORDER BY sequence LIMIT ?"
-        with self._guard, database_errors(self.path):
+        with self._guard, database_errors(self.path, self._remedy):
             return [Row(*r) for r in self._connection.execute(query, (after, *(kinds or ()), limit))]
 
-    def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+    def _write(self, *statements: tuple[str, Sequence[tuple[object, ...]]]) -> None:
         """One durable transaction. The caller holds the guard."""
         if self._poison:
             raise StorageError(self._poison)
@@ -183,14 +223,15 @@ class Journal:
             raise LocalError(f"journal {self.path} was opened for reading only")
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(statement, rows)
+            for statement, rows in statements:
+                self._connection.executemany(statement, rows)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._give_up(error) from error
 
     def _give_up(self, error: sqlite3.Error) -> FedtrainError:
         """Roll back; unless that is clean, no later append may pretend to know the disk."""
-        told = translate(self.path, error)
+        told = translate(self.path, error, self._remedy)
         clean = error_code(error) in _HARMLESS
         try:
             if self._connection.in_transaction:
@@ -205,24 +246,3 @@ class Journal:
 def _last_row(connection: sqlite3.Connection) -> tuple[int, str]:
     found = connection.execute("SELECT sequence, hash FROM rows ORDER BY sequence DESC LIMIT 1").fetchone()
     return (int(found[0]), str(found[1])) if found else (0, GENESIS)
-
-
-def _take_lock(lock: Path, path: Path) -> int:
-    """Descriptor of the locked file, which names our process for whoever comes second."""
-    with disk_errors(f"open the lock {lock}"):
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise StorageError(
-                f"another process (pid {holder if holder.isdigit() else 'unknown'}) already writes journal "
-                f"{path}; stop it, or use another folder"
-            ) from None
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor

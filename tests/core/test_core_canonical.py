@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 import pytest
@@ -174,3 +175,35 @@ def test_what_is_no_order_id(text: str) -> None:
     """Names become file names and log lines, so nothing else passes."""
     with pytest.raises(RemoteError, match="is not an order's id"):
         parse_order_id(text)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Part of `Outer`."""
+
+    kind: OrderKind
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A document with another inside, behind a mapping, a list and an option."""
+
+    parts: Mapping[str, tuple[Inner, ...]]
+    last: Inner | None = None
+
+
+def test_a_shape_is_of_the_whole_tree() -> None:
+    """Names, types, defaults and enumerations of every dataclass inside make the shape; nothing else does."""
+    assert canonical.shape(Outer) == canonical.shape(Outer) != canonical.shape(Inner)
+    shapes = {canonical.shape(Outer)}
+
+    @dataclass(frozen=True)
+    class Inner2:
+        kind: OrderKind
+        amount: int = 0
+
+    for hint in (int, str, Inner2, Mapping[str, Inner], Mapping[str, Inner2], tuple[Inner, ...]):
+        made = make_dataclass("Outer", [("parts", hint), ("last", Inner | None, None)], frozen=True)
+        shapes.add(canonical.shape(made))
+    assert len(shapes) == 7

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fedtrain.errors import IntegrityError, NotFoundError, RemoteError, StorageError
+from fedtrain.storage import blobs as module
 from fedtrain.storage.blobs import Blobs
 
 DATA = bytes(range(256)) * 40
@@ -190,17 +191,46 @@ def test_an_absent_blob_is_not_found(blobs: Blobs) -> None:
             call(DIGEST)
 
 
-def test_a_damaged_blob_is_removed_when_it_is_checked(blobs: Blobs) -> None:
-    """A flipped byte is found, and the blob can then be requested again."""
+def test_a_damaged_blob_is_moved_aside_when_it_is_checked(blobs: Blobs) -> None:
+    """A flipped byte is found, the blob is kept as evidence, and it can be requested again."""
     upload = blobs.begin(DIGEST, len(DATA))
     upload.write(0, DATA)
     path = upload.commit()
     blobs.check(DIGEST)
     path.write_bytes(b"\x01" + DATA[1:])
-    with pytest.raises(IntegrityError, match="request it again"):
+    with pytest.raises(IntegrityError, match=f"request it again or copy it back from objects/{DIGEST}"):
         blobs.check(DIGEST)
     assert not blobs.has(DIGEST)
-    assert blobs.begin(DIGEST, len(DATA)).received == 0
+    assert (blobs.folder / "damaged" / DIGEST).read_bytes()[0] == 1
+    again = blobs.begin(DIGEST, len(DATA))
+    assert again.received == 0
+    again.abandon()
+    blobs.collect(keep={DIGEST})
+    assert (blobs.folder / "damaged" / DIGEST).exists()
+    blobs.collect(keep=())
+    assert not (blobs.folder / "damaged" / DIGEST).exists()
+
+
+def test_a_blob_is_proven_before_it_leaves(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass for many readers; damage is found by a new process at once, and by this one in time."""
+    upload = blobs.begin(DIGEST, len(DATA))
+    upload.write(0, DATA)
+    path = upload.commit()
+    reads: list[str] = []
+    check = Blobs.check
+    monkeypatch.setattr(Blobs, "check", lambda self, digest: (reads.append(digest), check(self, digest)))
+    blobs.prove(DIGEST)
+    assert reads == []  # its digest was taken when it came
+    restarted = Blobs(blobs.folder)
+    restarted.prove(DIGEST)
+    restarted.prove(DIGEST)
+    assert reads == [DIGEST]
+    path.write_bytes(b"\x01" + DATA[1:])
+    monkeypatch.setattr(module, "PROOF_S", 0.0)
+    for store in (blobs, Blobs(blobs.folder)):
+        with pytest.raises(IntegrityError if store is blobs else NotFoundError):
+            store.prove(DIGEST)
+    assert not blobs.has(DIGEST)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -337,4 +367,4 @@ def test_only_a_durable_store_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     upload = Blobs(tmp_path / "blobs", durable=durable, free_bytes_min=0).begin(DIGEST, len(DATA))
     upload.write(0, DATA)
     upload.commit()
-    assert len(synced) == (2 if durable else 0)
+    assert len(synced) == (4 if durable else 0)  # the names of two folders, the file, the blob's name

@@ -241,10 +241,12 @@ def test_replay_stops_at_the_damaged_row(tmp_path: Path, edit: str, place: str) 
     journal.close()
     with sqlite3.connect(tmp_path / "j") as connection:
         connection.execute(edit)
-    journal = Journal.open(tmp_path / "j")
+    reader = Journal.open(tmp_path / "j", writer=False)
     with pytest.raises(IntegrityError, match=f"{place} .*restore the file from its last backup"):
-        list(journal.read())
-    journal.close()
+        list(reader.read())
+    reader.close()
+    with pytest.raises(IntegrityError, match=f"journal .*: {place} .*; run the command"):
+        Journal.open(tmp_path / "j", remedy="run the command")
 
 
 def test_a_flipped_byte_anywhere_is_found_or_harmless(tmp_path: Path) -> None:
