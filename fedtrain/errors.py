@@ -85,6 +85,29 @@ class UnreachableError(FedtrainError):
     exit_code = EXIT_UNREACHABLE
 
 
+class StaleEpoch(UnreachableError):
+    """An earlier life of the coordinator answered, so the one that is obeyed was not reached."""
+
+    code = "stale_epoch"
+
+
+class BusyError(FedtrainError):
+    """Too many came at once; nothing is wrong.
+
+    Args:
+        message: what is full.
+        retry_after_ms: when to come again; then there will be room.
+    """
+
+    code = "busy"
+    status = "RESOURCE_EXHAUSTED"
+    exit_code = EXIT_UNREACHABLE
+
+    def __init__(self, message: str, retry_after_ms: int = 1_000) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
 class IntegrityError(FedtrainError):
     """A digest, a signature or the journal's chain does not hold."""
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedtrain.cli import output
+from fedtrain.cli import output, vault
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -30,9 +30,25 @@ def init(
 
 
 @app.command()
-def serve(folder: Folder) -> None:
+def serve(
+    folder: Folder,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Take the place of the coordinator that this folder was copied from; that one ends.",
+        ),
+    ] = False,
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Listen there from now on, and say so in invites.")
+    ] = "",
+) -> None:
     """Serve until stopped. A restart goes on where the last one ended, however that was."""
     from fedtrain import coordinator
 
     output.log_to_stderr()
-    coordinator.serve(folder)
+    coordinator.serve(folder, take_over, address)
+
+
+app.command()(vault.backup)
+app.command()(vault.restore)

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from fedtrain.errors import ConfigError, UnreachableError
+from fedtrain.cli.epochs import remembered
+from fedtrain.errors import ConfigError, StaleEpoch, UnreachableError
 from fedtrain.trust.certificates import read_certificate
 from fedtrain.trust.diagnosis import explain_unreachable
 from fedtrain.trust.folders import MemberKeys, load_member
@@ -35,26 +36,32 @@ def ask(folder: Path, question: Callable[[CoordinatorClient], Awaitable[T]]) -> 
 
     Raises `ConfigError` if the folder is neither, `UnreachableError` with the cause if nobody answers.
     """
-    keys, proxy = load_identity(folder)
-    return asyncio.run(_ask(keys, proxy, question))
+    state, proxy = _find_identity(folder)
+    return asyncio.run(_ask(state, proxy, question))
 
 
 def load_identity(folder: Path) -> tuple[MemberKeys, str | None]:
     """The keys to speak with, and the proxy to go through, from a folder."""
+    state, proxy = _find_identity(folder)
+    return load_member(state), proxy
+
+
+def _find_identity(folder: Path) -> tuple[Path, str | None]:
+    """Where the keys lie, and the proxy to go through."""
     if (folder / OPERATOR).is_dir():
-        return load_member(folder / OPERATOR), None
+        return folder / OPERATOR, None
     if (folder / PEER_FILE).is_file():
         from fedtrain.config import load_peer
 
         config = load_peer(folder / PEER_FILE)
-        return load_member(Path(config.state)), config.proxy
+        return Path(config.state), config.proxy
     if not (folder / STATE).is_dir():
         raise ConfigError(
             "nobody's folder: name one with --dir that `fedtrain coordinator init DIR` made, or run "
             "`fedtrain join INVITE DIR` first",
             file=str(folder.absolute()),
         )
-    return load_member(folder / STATE), None
+    return folder / STATE, None
 
 
 def open_client(keys: MemberKeys, proxy: str | None) -> CoordinatorClient:
@@ -64,12 +71,14 @@ def open_client(keys: MemberKeys, proxy: str | None) -> CoordinatorClient:
     return CoordinatorClient(member.address, credentials, member.server_name, proxy)
 
 
-async def _ask(
-    keys: MemberKeys, proxy: str | None, question: Callable[[CoordinatorClient], Awaitable[T]]
-) -> T:
+async def _ask(state: Path, proxy: str | None, question: Callable[[CoordinatorClient], Awaitable[T]]) -> T:
+    keys = load_member(state)
     async with open_client(keys, proxy) as client:
+        client.follow(remembered(state, keys))
         try:
             await client.connect(PATIENCE_S)
+        except StaleEpoch:
+            raise
         except UnreachableError as error:
             facts = read_certificate(keys.certificate_pem)
             cause = explain_unreachable(facts, client.address, str(error), time.time_ns() // 1_000_000)

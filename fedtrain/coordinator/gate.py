@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from fedtrain.coordinator.hub import Hub
 from fedtrain.core import events as ev
+from fedtrain.core.allowance import REFUSALS, Allowance, spend
 from fedtrain.errors import RefusedError
 from fedtrain.trust import admission
 from fedtrain.trust.certificates import LeafFacts
@@ -43,6 +44,7 @@ class Gate:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._allowance = Allowance()
 
     def judge(self, auth_context: Mapping[str, Iterable[bytes]], service: str, method: str) -> Caller:
         """Who calls, if the certificate is good, the role fits, and the key is the enrolled one."""
@@ -89,10 +91,12 @@ class Gate:
             return self._admission(state.members[invite.name].certificate.encode())
         if invite.used_by:
             reason = f"the invite for {invite.name} was used before, with another key"
-            _log.warning("%s (from %s)", reason, caller.address)
-            self._hub.submit(
-                ev.InviteMisused(self._hub.clock.now_ms(), invite.name, caller.fingerprint, reason)
-            )
+            self._allowance, written = spend(self._allowance, REFUSALS, self._hub.clock.monotonic_ms())
+            if written:
+                _log.warning("%s (from %s)", reason, caller.address)
+                self._hub.submit(
+                    ev.InviteMisused(self._hub.clock.now_ms(), invite.name, caller.fingerprint, reason)
+                )
             raise RefusedError(f"{reason}: if that was not you, tell an operator; else ask for a new invite")
         role = Role(invite.role)
         now_ms = self._hub.clock.now_ms()

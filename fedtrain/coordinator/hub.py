@@ -14,32 +14,41 @@ from typing import Any
 
 from fedtrain.coordinator.changes import Changes
 from fedtrain.coordinator.clock import Clock
-from fedtrain.coordinator.pulse import PulseWatch
+from fedtrain.coordinator.pulse import PulseWatch, Verdicts
 from fedtrain.coordinator.versions import Versions
 from fedtrain.core import effects as fx
 from fedtrain.core import events as ev
 from fedtrain.core import messages as msg
 from fedtrain.core import transitions
-from fedtrain.core.driver import Driver, replay
-from fedtrain.core.liveness import Lost, Stalled
+from fedtrain.core.driver import Driver
+from fedtrain.core.liveness import Lost
 from fedtrain.core.state import ENDED, State
 from fedtrain.core.versions import blobs_needed
-from fedtrain.errors import FedtrainError, RefusedError, StorageError
+from fedtrain.errors import FedtrainError, RefusedError, StorageError, UnreachableError
 from fedtrain.storage.blobs import Blobs
 from fedtrain.storage.chain import SignedHead, head_message
 from fedtrain.storage.journal import Journal
+from fedtrain.storage.snapshots import Snapshots
 from fedtrain.trust.folders import CoordinatorKeys
 from fedtrain.trust.statements import sign_head
 
 _log = logging.getLogger(__name__)
 
-PATIENCE_MS = 60_000
 HEARTBEAT_MS = 5_000
 """While no run says otherwise."""
 
 SOON_S = 0.05
 
-Send = Callable[[str, msg.ToPeer], None]
+
+def restore_command(folder: Path) -> str:
+    """What a person is told to do when the journal in `folder` is damaged."""
+    return (
+        f"run `fedtrain coordinator restore BACKUP NEW --log {folder}`: it makes the folder NEW of the last "
+        "backup and of every row here that still holds"
+    )
+
+
+Send = Callable[[str, msg.ToPeer | FedtrainError], None]
 
 
 class Hub:
@@ -50,27 +59,32 @@ class Hub:
         blobs, versions: the coordinator's files.
         pulse: who is alive.
         changes: wakes watchers.
-        send: hands a message to a site's session; set by the sessions.
+        send: hands a message, or the error that ends it, to a site's session; set by the sessions.
         acknowledged: order -> the acknowledgement that the last submitted event led to.
         held: blobs that are being taken in right now and must not be collected.
     """
 
     def __init__(self, state: Path, keys: CoordinatorKeys) -> None:
         self.keys = keys
-        self.clock = Clock()
-        self.journal = Journal.open(state / "journal.db", lock=state / "lock")
+        self.journal = Journal.open(
+            state / "journal.db", lock=state / "lock", remedy=restore_command(state.parent)
+        )
         self.blobs = Blobs(state / "blobs")
         self.versions = Versions(state / "models", self.blobs)
-        self.pulse = PulseWatch(self.patience_ms, self._on_verdict)
+        self.pulse = PulseWatch(self._on_verdicts)
         self.changes = Changes()
         self.send: Send = lambda site, message: None
         self.acknowledged: dict[str, fx.Acknowledge] = {}
         self.held: set[str] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._soon: list[ev.Event] = []
+        self._shared: asyncio.Future[None] | None = None
+        self._keeping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
-        state_now = replay(self.journal, transitions.step, State(), ev.EVENTS)
+        self._snapshots = Snapshots(self.journal, State)
+        state_now = self._snapshots.recover(transitions.step, State(), ev.EVENTS)
+        self.clock = Clock(state_now.now_ms)
         self._driver: Driver[State, ev.Event, fx.Effect] = Driver(
             self.journal, self, transitions.step, state_now
         )
@@ -80,9 +94,9 @@ class Hub:
         """What the coordinator knows now."""
         return self._driver.state
 
-    def boot(self) -> None:
+    def boot(self, epoch: int, place: str) -> None:
         """Begin a new epoch: whatever was under way is asked for again."""
-        self.submit(ev.Booted(self.clock.now_ms(), self.state.epoch + 1))
+        self.submit(ev.Booted(self.clock.now_ms(), epoch, place))
         for run in self.state.runs.values():
             for site in run.round.seats if run.round else ():
                 self.pulse.hear(site)
@@ -97,6 +111,16 @@ class Hub:
             asyncio.get_running_loop().call_later(SOON_S, self._submit_rest)
         self._soon.append(event)
 
+    async def submit_together(self, event: ev.Event) -> None:
+        """As `submit_soon`, and returns when the event is durable and its effects have begun.
+
+        A thousand sites that attach within ten seconds are two hundred commits, not a thousand.
+        """
+        if self._shared is None:
+            self._shared = asyncio.get_running_loop().create_future()
+        self.submit_soon(event)
+        await asyncio.shield(self._shared)
+
     def _submit_rest(self) -> None:
         if self._soon:
             self.submit()
@@ -108,28 +132,45 @@ class Hub:
         """
         events = (*self._soon, *events)
         self._soon.clear()
+        shared, self._shared = self._shared, None
         try:
             self._driver.handle(*events)
         except StorageError as error:
             if not self.failed.done():
                 self.failed.set_exception(error)
+            if shared is not None:
+                shared.set_exception(error)
             raise
+        if shared is not None:
+            shared.set_result(None)
         self.changes.tell()
+        if self._snapshots.due and not self._keeping:
+            self._keeping = True
+            self._start(self._keep_snapshot())
+
+    async def _keep_snapshot(self) -> None:
+        """For the next start. Begins between two events, so state and head belong together."""
+        try:
+            await asyncio.to_thread(self._snapshots.keep, self.state, self.journal.head)
+        except FedtrainError as error:
+            _log.warning("no snapshot of the state is kept, so the next start takes longer: %s", error)
+        finally:
+            self._keeping = False
 
     async def close(self) -> None:
         """End what runs in the background and give the journal up."""
+        self._soon.clear()  # not durable, so it did not happen; whoever waited for it was cancelled
+        for timer in self._timers.values():
+            timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._snapshots.rows_behind and not self.failed.done():
+            await self._keep_snapshot()
         self.journal.close()
 
-    def patience_ms(self, site: str) -> int:
-        """How long this site may be silent: the shortest patience among the runs that go on."""
-        patiences = [run.spec.patience_ms for run in self.state.runs.values() if run.phase not in ENDED]
-        return min(patiences, default=PATIENCE_MS)
-
     def heartbeat_ms(self) -> int:
-        """How often sites show themselves: the shortest wish among the runs that go on."""
+        """How often sites with work show themselves: the shortest wish among the runs that go on."""
         beats = [run.spec.heartbeat_ms for run in self.state.runs.values() if run.phase not in ENDED]
         return min(beats, default=HEARTBEAT_MS)
 
@@ -180,9 +221,10 @@ class Hub:
                 self._ask_again(effect.run, damaged)
                 return
             made = await asyncio.to_thread(self.versions.make, self.state.runs[effect.run], effect, hold)
-        except FedtrainError as error:
-            _log.error("%s: round %d cannot be aggregated: %s", effect.run, effect.round, error)
-            self.submit(ev.AggregationFailed(self.clock.now_ms(), *place, str(error)))
+        except (FedtrainError, MemoryError) as error:
+            reason = str(error) or "memory ran out"
+            _log.error("%s: round %d cannot be aggregated: %s", effect.run, effect.round, reason)
+            self.submit(ev.AggregationFailed(self.clock.now_ms(), *place, reason))
         else:
             self.submit(ev.RoundAggregated(self.clock.now_ms(), *place, **vars(made)))
         finally:
@@ -242,12 +284,23 @@ class Hub:
 
     # -- plumbing -----------------------------------------------------------------------------------
 
-    def _on_verdict(self, verdict: Lost | Stalled) -> None:
-        _log.warning("%s: %s", verdict.site, verdict.reason)
-        if isinstance(verdict, Lost):
-            self.submit(ev.SiteLost(self.clock.now_ms(), verdict.site, verdict.reason))
-        else:
-            self.submit(ev.WorkFailed(self.clock.now_ms(), verdict.order, verdict.reason))
+    def _on_verdicts(self, verdicts: Verdicts) -> None:
+        """One durable write for all: a link that breaks takes many sites at once."""
+        now_ms = self.clock.now_ms()
+        for verdict in verdicts:
+            _log.warning("%s: %s", verdict.site, verdict.reason)
+        self.submit(
+            *(
+                ev.SiteLost(now_ms, verdict.site, verdict.reason)
+                if isinstance(verdict, Lost)
+                else ev.WorkFailed(now_ms, verdict.order, verdict.reason)
+                for verdict in verdicts
+            )
+        )
+        for verdict in verdicts:
+            if isinstance(verdict, Lost):
+                # A stopped process that goes on would speak in this session for ever, and not be heard.
+                self.send(verdict.site, UnreachableError(f"{verdict.reason}: attach again"))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -11,11 +11,15 @@ from typing import Any
 
 import grpc
 
+from fedtrain.coordinator.descriptors import allow_descriptors
 from fedtrain.coordinator.gate import Gate
 from fedtrain.coordinator.hub import Hub
 from fedtrain.coordinator.operations import Operations
 from fedtrain.coordinator.sessions import Sessions
+from fedtrain.coordinator.setup import move
+from fedtrain.coordinator.succession import Succession, choose_epoch, place_of, why_fenced
 from fedtrain.coordinator.transfers import Transfers
+from fedtrain.errors import RefusedError
 from fedtrain.trust.folders import load_coordinator
 from fedtrain.wire.handlers import Handlers
 from fedtrain.wire.options import server_credentials
@@ -27,16 +31,22 @@ GRACE_S = 2.0
 """For calls that are under way when the coordinator is told to stop."""
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path, take_over: bool = False, address: str = "") -> None:
     """Run the coordinator of `folder` until SIGTERM, or Ctrl-C (which raises `KeyboardInterrupt`).
 
-    Raises `ConfigError` (folder, port), `StorageError` (another coordinator runs on the folder, or
-    the disk refuses), `IntegrityError` (the journal is damaged).
+    Args:
+        take_over: deliberately take the place of the coordinator that this folder is a copy of, or
+            that has taken over from it.
+        address: `HOST:PORT` to listen on from now on and to name in invites; "" leaves it as it is.
+
+    Raises `ConfigError` (folder, port, a copy), `RefusedError` (another coordinator has taken over,
+    now or before), `StorageError` (another coordinator runs on the folder, or the disk refuses),
+    `IntegrityError` (the journal is damaged).
     """
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        interrupted = runner.run(_serve(folder))
+        interrupted = runner.run(_serve(folder, take_over, address))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -52,22 +62,34 @@ class Serving:
 
     async def close(self) -> None:
         """Tell the sites, let running calls end, give the journal up."""
-        self.sessions.close("the coordinator goes down; stay, it will be back")
+        fenced = self.hub.state.fenced
+        self.sessions.close(
+            f"a coordinator of epoch {fenced} has taken over; ask its operator for its address"
+            if fenced
+            else "the coordinator goes down; stay, it will be back"
+        )
         await self.server.stop(GRACE_S)
         await self.hub.close()
 
 
-async def open_coordinator(folder: Path) -> Serving:
-    """Open the folder, listen, and take up whatever was under way."""
-    keys = load_coordinator(folder / "state")
-    hub = Hub(folder / "state", keys)
+async def open_coordinator(folder: Path, take_over: bool = False, address: str = "") -> Serving:
+    """Open the folder, listen, and take up whatever was under way. Arguments and errors as `serve`."""
+    state = folder / "state"
+    hub = Hub(state, load_coordinator(state))
     try:
+        allow_descriptors(len(hub.state.members))
+        place = place_of(state / "journal.db")
+        epoch = choose_epoch(hub, folder, place, take_over)
+        if address:
+            move(folder, address)
+            hub.keys = load_coordinator(state)
+        keys = hub.keys
         sessions, gate = Sessions(hub), Gate(hub)
-        handlers = Handlers(gate, sessions, Transfers(hub), Operations(hub, sessions))
+        hub.boot(epoch, place)
+        handlers = Handlers(gate, sessions, Transfers(hub), Operations(hub, sessions), Succession(hub))
         credentials = server_credentials(
             keys.server_key_pem, keys.server_certificate_pem, keys.authority.certificate_pem
         )
-        hub.boot()
         server, port = await open_server(keys.membership.address, credentials, handlers, gate.judge)
     except BaseException:
         await hub.close()
@@ -76,17 +98,21 @@ async def open_coordinator(folder: Path) -> Serving:
     return Serving(hub, sessions, server, port)
 
 
-async def _serve(folder: Path) -> bool:
+async def _serve(folder: Path, take_over: bool, address: str) -> bool:
     """Serve; True if it was Ctrl-C that ended it."""
     stop = _stop_signals()
-    serving = await open_coordinator(folder)
+    serving = await open_coordinator(folder, take_over, address)
+    hub = serving.hub
     try:
-        waits: list[asyncio.Future[Any]] = [stop, serving.hub.failed]
+        waits: list[asyncio.Future[Any]] = [stop, hub.failed]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        fence = why_fenced(hub, folder) if hub.state.fenced else ""
     finally:
         await serving.close()
-    if serving.hub.failed.done():
-        serving.hub.failed.result()
+    if fence:
+        raise RefusedError(fence) from hub.failed.exception()
+    if hub.failed.done():
+        hub.failed.result()
     return stop.done() and stop.result() == signal.SIGINT
 
 

@@ -12,7 +12,7 @@ from fedtrain.storage.journal import Journal
 from fedtrain.trust.authority import server_name
 from fedtrain.trust.certificates import read_certificate
 from fedtrain.trust.enrolment import enrol
-from fedtrain.trust.folders import begin_join, finish_join, init_coordinator
+from fedtrain.trust.folders import begin_join, finish_join, init_coordinator, move_coordinator
 from fedtrain.trust.identity import Role
 from fedtrain.trust.invites import make_invite
 
@@ -47,6 +47,12 @@ def init(folder: Path, consortium: str, address: str) -> InitReport:
     (state / "message.pub").write_text(keys.message_key.public + "\n")
     _write_first_rows(state, invite.facts.fingerprint, enrolled.certificate_pem, public, now_ms)
     return InitReport(folder, consortium, address, server_name(consortium))
+
+
+def move(folder: Path, address: str) -> None:
+    """From now on the coordinator of `folder` is reached at `address`; its first operator knows."""
+    for state in (folder / "state", folder / OPERATOR):
+        move_coordinator(state, address)
 
 
 def _write_first_rows(

@@ -36,9 +36,14 @@ class AgentBooted(AgentEvent):
 
 @dataclass(frozen=True)
 class EpochSeen(AgentEvent):
-    """A coordinator showed a higher epoch than any before."""
+    """A coordinator showed a higher epoch than any before, or the evidence for the highest.
+
+    `signed_ms` and `signature` are the evidence; a coordinator of protocol 1.0 shows none.
+    """
 
     epoch: int
+    signed_ms: int = 0
+    signature: str = ""
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,8 @@ class AgentState:
     """What an agent knows. A refused order is not held."""
 
     epoch: int = 0
+    epoch_signed_ms: int = 0
+    epoch_signature: str = ""
     contract: Contract = field(default_factory=Contract)
     held: Mapping[str, Held] = field(default_factory=dict)
 
@@ -265,7 +272,12 @@ def _booted(state: AgentState, event: AgentBooted) -> Turn:
 
 
 def _epoch(state: AgentState, event: EpochSeen) -> Turn:
-    return replace(state, epoch=max(state.epoch, event.epoch)), ()
+    higher = event.epoch > state.epoch
+    if not higher and (event.epoch < state.epoch or not event.signature):
+        return state, ()
+    return replace(
+        state, epoch=event.epoch, epoch_signed_ms=event.signed_ms, epoch_signature=event.signature
+    ), ()
 
 
 def _received(state: AgentState, event: OrderReceived) -> Turn:
@@ -276,7 +288,7 @@ def _received(state: AgentState, event: OrderReceived) -> Turn:
     known = state.held.get(order.id)
     if not decision.accepted:
         return replace(state, held=without(state.held, order.id)), (reply, *_discard(known))
-    if known is not None:
+    if known is not None and known.order == order:
         if known.stage is Stage.DELIVERED:
             # The coordinator lost it (its disk, or it took over from an older copy): the same bytes again.
             known = replace(known, stage=Stage.ANSWERED, outcome="")
@@ -284,7 +296,7 @@ def _received(state: AgentState, event: OrderReceived) -> Turn:
     older = [
         held
         for held in state.held.values()
-        if held.order.run == order.run and (_supersedes(order, held) or _counted_before(order.round, held))
+        if held.order.run == order.run and (_replaces(order, held) or _counted_before(order.round, held))
     ]
     remaining = without(state.held, *(held.order.id for held in older))
     held = Held(order, Stage.WORKING)
@@ -292,9 +304,11 @@ def _received(state: AgentState, event: OrderReceived) -> Turn:
     return replace(state, held=put(remaining, order.id, held)), (reply, *effects, Prepare(order))
 
 
-def _supersedes(order: Order, held: Held) -> bool:
-    """A later attempt at the same round replaces the earlier one."""
-    return held.order.round == order.round and held.order.attempt < order.attempt
+def _replaces(order: Order, held: Held) -> bool:
+    """A later attempt at the same round replaces the earlier one. So does the same one with another
+    content: it comes from a coordinator whose history has forked, and asks for other work.
+    """
+    return held.order.round == order.round and held.order.attempt <= order.attempt
 
 
 def _counted_before(round_index: int, held: Held) -> bool:

@@ -203,6 +203,19 @@ class UpdateRejected(Event):
 
 
 @dataclass(frozen=True)
+class UploadRefused(Event):
+    """A site offered what it was not asked for, or not any more. Nothing changes by it.
+
+    `order` is what the site named, which may be another site's, or none that ever was.
+    """
+
+    site: str
+    order: str
+    blob: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class TimerFired(Event):
     """A timer that `SetTimer` asked for. A timer of a round that is over means nothing."""
 
@@ -268,6 +281,7 @@ EVENTS: dict[str, type[Event]] = {
         EvaluationStored,
         WorkFailed,
         UpdateRejected,
+        UploadRefused,
         TimerFired,
         RoundAggregated,
         BlobDamaged,

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from fedtrain.core.orders import Order, Progress
 
-PROTOCOL_VERSION = (1, 0)
-"""(major, minor). Equal majors talk; a minor may add what the other side may ignore."""
+PROTOCOL_VERSION = (1, 1)
+"""(major, minor). Equal majors talk, if the minors are at most one apart; a minor adds only what the other
+side may ignore."""
 
 
 # -- site to coordinator ------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from fedtrain.peer.session import AttendPort, Session
 from fedtrain.peer.settings import AgentSettings
 from fedtrain.peer.trainers import Trainers
 from fedtrain.storage.mailbox import Mailbox
+from fedtrain.storage.snapshots import Snapshots
 from fedtrain.storage.watching import changes
 from fedtrain.trust.folders import MemberKeys
 
@@ -62,10 +63,17 @@ class Agent:
         desk: what is said and heard in it.
         posted: orders that lie in the mailbox.
         failed: gets the error that the agent cannot go on after.
+
+    `snapshots` are those in the journal; None for a journal that is not on a disk.
     """
 
     def __init__(
-        self, settings: AgentSettings, keys: MemberKeys, coordinator: Coordinator, journal: JournalPort
+        self,
+        settings: AgentSettings,
+        keys: MemberKeys,
+        coordinator: Coordinator,
+        journal: JournalPort,
+        snapshots: Snapshots[AgentState] | None = None,
     ) -> None:
         self.posted: set[str] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -88,7 +96,9 @@ class Agent:
         self._progress = ProgressBook(self._mailbox, now_ms())
         self.desk = Desk(self, settings, keys)
         self.session = Session(coordinator, self.desk)
-        folded = replay(journal, core.step, AgentState(), core.AGENT_EVENTS)
+        self._snapshots = snapshots
+        machine = (core.step, AgentState(), core.AGENT_EVENTS)
+        folded = snapshots.recover(*machine) if snapshots else replay(journal, *machine)
         self._driver: Driver[AgentState, AgentEvent, AgentEffect] = Driver(journal, self, core.step, folded)
 
     @property
@@ -105,6 +115,16 @@ class Agent:
             raise
         finally:
             self._changed.set()
+        if self._snapshots and self._snapshots.due:
+            self._keep_snapshot(self._snapshots)
+
+    def _keep_snapshot(self, snapshots: Snapshots[AgentState]) -> None:
+        """For the next start: an agent lives for years. Its state is small, so nothing waits long."""
+        if self._driver.settled:
+            try:
+                snapshots.keep(self.state)
+            except FedtrainError as error:
+                _log.warning("no snapshot of the state is kept, so the next start takes longer: %s", error)
 
     async def start(self) -> None:
         """Take up whatever the journal says was in hand, and begin to attend."""
@@ -125,6 +145,8 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._jobs.stop()
         await self._trainers.stop()
+        if self._snapshots and self._snapshots.rows_behind and not self.failed.done():
+            self._keep_snapshot(self._snapshots)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Returns when the condition holds; it is looked at after every event."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import secrets
@@ -18,8 +17,8 @@ from fedtrain.core import messages as msg
 from fedtrain.core.agent import AgentEvent, AgentState
 from fedtrain.core.contract import judge
 from fedtrain.core.orders import Order, Progress, Result
-from fedtrain.core.pacing import IDLE_PACE_SINCE, beat_ms
-from fedtrain.errors import BadSignature, IntegrityError, StaleRound, UnreachableError
+from fedtrain.core.pacing import beat_ms
+from fedtrain.errors import BadSignature, IntegrityError, StaleEpoch, UnreachableError
 from fedtrain.methods.codecs import CODECS
 from fedtrain.peer.backoff import early_s
 from fedtrain.peer.jobs import in_thread
@@ -31,6 +30,8 @@ from fedtrain.trust import statements
 from fedtrain.trust.certificates import read_certificate
 from fedtrain.trust.diagnosis import explain_unreachable
 from fedtrain.trust.folders import MemberKeys
+from fedtrain.wire import versions
+from fedtrain.wire.memory import Epochs
 from fedtrain.wire.status import printable
 
 _log = logging.getLogger("fedtrain.peer")
@@ -78,9 +79,10 @@ class Desk:
         self._message_key = keys.message_key
         self._facts = read_certificate(keys.certificate_pem)
         self._consortium = keys.membership.consortium
+        self.epochs = Epochs(owner, statements.epoch_check(self._consortium, keys.coordinator_public))
         self._witness = Witness(settings.state / "heads", self._consortium, keys.coordinator_public)
         self._heartbeat_ms = HEARTBEAT_MS
-        self._slow_at_rest = False
+        self._protocol = (1, 0)
         self._retimed = asyncio.Event()
         self._beats = 0
         self._told: dict[str, tuple[int, int]] = {}
@@ -102,14 +104,7 @@ class Desk:
 
     def admit_epoch(self, epoch: int) -> None:
         """Remember the highest epoch for good; refuse a lower one."""
-        highest = self._owner.state.epoch
-        if epoch < highest:
-            raise StaleRound(
-                f"this coordinator is in epoch {epoch}, and epoch {highest} was seen already: it is an old "
-                "one or was restored from an old copy, so it is not obeyed; its operator has to stop it"
-            )
-        if epoch > highest:
-            self._owner.submit(core.EpochSeen(_now_ms(), epoch))
+        self.epochs.admit(epoch)
 
     def welcome(self, welcome: msg.Welcome) -> None:
         """A session is open: say again what the last one may not have carried."""
@@ -118,13 +113,16 @@ class Desk:
                 f"this is consortium {welcome.consortium}, our certificate is of {self._consortium}"
             )
         self._heartbeat_ms = max(HEARTBEAT_MS_MIN, welcome.heartbeat_ms or HEARTBEAT_MS)
-        self._slow_at_rest = welcome.protocol >= IDLE_PACE_SINCE
+        self._protocol = versions.negotiate(
+            welcome.protocol, welcome.version, "coordinator", fedtrain.__version__
+        )
         self._retimed.set()
         _log.info(
-            "attached to %s at %s (fedtrain %s), epoch %d",
+            "attached to %s at %s (fedtrain %s, protocol %s), epoch %d",
             welcome.consortium,
             self._settings.coordinator,
             printable(welcome.version),
+            versions.text(self._protocol),
             self._owner.state.epoch,
         )
         self._compare_clocks(welcome.at_ms - _now_ms())
@@ -171,6 +169,8 @@ class Desk:
 
     def explain(self, error: UnreachableError) -> str:
         """Why nobody answered, from what is known here."""
+        if isinstance(error, StaleEpoch):
+            return str(error)
         return explain_unreachable(self._facts, self._settings.coordinator, str(error), _now_ms())
 
     # -- what the agent says ----------------------------------------------------------------------
@@ -195,14 +195,18 @@ class Desk:
             self._told[result.order] = (number, self._beats)
 
     async def next_beat(self) -> None:
-        """Returns when the next sign of life is due; at once when a welcome or an order changed the pace."""
-        patiences_ms = [held.order.patience_ms for held in self._owner.state.in_hand.values()]
-        at_rest = not patiences_ms and not self._slow_at_rest
-        pace_ms = self._heartbeat_ms if at_rest else beat_ms(self._heartbeat_ms, patiences_ms)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(early_s(pace_ms / 1000, _CHANCE)):
-                await self._retimed.wait()
-        self._retimed.clear()
+        """Returns when the next sign of life is due; a welcome or an order may bring that forward."""
+        began_s = time.monotonic()
+        while True:
+            patiences_ms = [held.order.patience_ms for held in self._owner.state.in_hand.values()]
+            pace_ms = beat_ms(self._heartbeat_ms, patiences_ms, self._protocol)
+            left_s = began_s + early_s(pace_ms / 1000, _CHANCE) - time.monotonic()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._retimed.wait()
+            except TimeoutError:
+                return
+            self._retimed.clear()
 
     def beat(self, progress: tuple[Progress, ...]) -> None:
         """A sign of life; answers that this session has outlived are delivered."""

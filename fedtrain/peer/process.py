@@ -6,16 +6,22 @@ import asyncio
 import logging
 import signal
 
+from fedtrain.core.agent import AgentState
 from fedtrain.errors import ConfigError, UnreachableError
 from fedtrain.peer.agent import Agent
 from fedtrain.peer.settings import AgentSettings
 from fedtrain.storage.journal import Journal
+from fedtrain.storage.snapshots import Snapshots
 from fedtrain.trust.folders import MemberKeys, load_member
 from fedtrain.trust.identity import Role
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.options import channel_credentials
 
 _log = logging.getLogger("fedtrain.peer")
+
+DAMAGED_JOURNAL = (
+    "keep the file as evidence under another name and start again: orders in hand are handed out anew"
+)
 
 ONCE_PATIENCE_S = 60.0
 """How long `once` tries to reach the coordinator."""
@@ -62,7 +68,9 @@ def _check(settings: AgentSettings, keys: MemberKeys) -> None:
 
 async def _run(settings: AgentSettings, keys: MemberKeys, once: bool) -> bool:
     """Work until the end; True if it was Ctrl-C."""
-    journal = Journal.open(settings.state / "journal.db", lock=settings.state / "lock")
+    journal = Journal.open(
+        settings.state / "journal.db", lock=settings.state / "lock", remedy=DAMAGED_JOURNAL
+    )
     if journal.note:
         _log.warning("%s", journal.note)
     credentials = channel_credentials(keys.tls_key_pem, keys.certificate_pem, keys.ca_pem)
@@ -71,7 +79,9 @@ async def _run(settings: AgentSettings, keys: MemberKeys, once: bool) -> bool:
         async with CoordinatorClient(
             settings.coordinator, credentials, server_name, settings.proxy
         ) as client:
-            return await _serve(Agent(settings, keys, client, journal), once)
+            agent = Agent(settings, keys, client, journal, Snapshots(journal, AgentState))
+            client.follow(agent.desk.epochs)
+            return await _serve(agent, once)
     finally:
         journal.close()
 

@@ -9,7 +9,7 @@ a folder that the same command completes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedtrain.core import canonical
@@ -129,6 +129,16 @@ def load_coordinator(state: Path) -> CoordinatorKeys:
         server_certificate_pem=private_files.read_public(state / _SERVER_CERTIFICATE, _INIT_FIRST),
         message_key=MessageKey.from_pem(private_files.read_private(state / _MESSAGE_KEY, _INIT_FIRST)),
     )
+
+
+def move_coordinator(state: Path, address: str) -> None:
+    """From now on the folder's owner, coordinator or member, names this address.
+
+    `ConfigError` if `address` is not `HOST:PORT`.
+    """
+    check_address(address)
+    membership = replace(_load_membership(state, _INIT_FIRST), address=address)
+    private_files.write_public(state / _IDENTITY, canonical.encode(membership))
 
 
 def begin_join(state: Path, invite: Invite) -> Application:

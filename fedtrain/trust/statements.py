@@ -84,6 +84,23 @@ class Consent(Statement):
     reasons: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Epoch(Statement):
+    """The coordinator: in this epoch I am the consortium's coordinator, and of no earlier one after it.
+
+    Whoever holds it can show it to a coordinator of an earlier epoch, which then steps down.
+
+    Attributes:
+        at_ms: UTC milliseconds of the start that began the epoch.
+    """
+
+    KIND: ClassVar[str] = "epoch"
+
+    consortium: str
+    epoch: int
+    at_ms: int
+
+
 def sign(statement: Statement, key: keys.MessageKey) -> bytes:
     """The signature, 64 bytes, over the statement."""
     return key.sign(statement.KIND, canonical.encode(statement))
@@ -116,5 +133,15 @@ def head_check(publics: Collection[str]) -> Callable[[bytes, bytes, str], bool]:
         except BadSignature:
             return False
         return True
+
+    return check
+
+
+def epoch_check(consortium: str, public: str) -> Callable[[int, int, str], None]:
+    """A check of `(epoch, at_ms, signature in hex)` that raises `BadSignature` unless the owner of `public`
+    has said so of this consortium."""
+
+    def check(epoch: int, at_ms: int, signature: str) -> None:
+        verify(Epoch(consortium, epoch, at_ms), public, bytes.fromhex(signature))
 
     return check

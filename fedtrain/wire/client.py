@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +18,11 @@ import grpc
 from fedtrain.core import canonical
 from fedtrain.core import messages as core
 from fedtrain.core.spec import RunSpec
-from fedtrain.errors import RemoteError, UnreachableError
-from fedtrain.wire import chunks, convert, options
-from fedtrain.wire.calls import Call, call, closing
-from fedtrain.wire.status import TrueStatus, from_rpc_error
+from fedtrain.errors import RemoteError, StaleEpoch, UnreachableError
+from fedtrain.wire import chunks, convert
+from fedtrain.wire.calls import call, closing
+from fedtrain.wire.connection import END, Connection, in_time
+from fedtrain.wire.status import TrueStatus
 from fedtrain.wire.v1 import operations_pb2
 from fedtrain.wire.values import (
     Admission,
@@ -45,19 +45,11 @@ from fedtrain.wire.values import (
 
 T = TypeVar("T")
 
-_END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
-
-ANSWER_S = 30.0
-"""For a call with one answer."""
-
 COMMIT_S = 120.0
 """For a commit, which may make gigabytes durable first."""
 
 TRANSFER_S = 3600.0
 """For a whole transfer; a longer one breaks off and goes on from where it was."""
-
-STALL_S = 60.0
-"""Without a single chunk for so long, a transfer breaks off: 140 kbit/s is the slowest link."""
 
 DOCUMENT_S = 60.0
 """For a document; to check a run, the coordinator asks its sites first."""
@@ -69,33 +61,14 @@ DOCUMENT_BYTES_MAX = 256 << 20
 """Largest document that is put together from parts."""
 
 
-class CoordinatorClient:
-    """A connection to a coordinator. An async context manager; nothing is dialled before the first call.
-
-    Args:
-        address: `host:port`.
-        credentials: from `options.channel_credentials`.
-        server_name: DNS name in the coordinator's certificate.
-        proxy: `host:port` of an HTTP CONNECT proxy, None for none.
-    """
-
-    def __init__(
-        self, address: str, credentials: grpc.ChannelCredentials, server_name: str, proxy: str | None = None
-    ) -> None:
-        self.address = address
-        self._channel = grpc.aio.secure_channel(
-            address, credentials, options=options.channel_options(server_name, proxy)
-        )
+class CoordinatorClient(Connection):
+    """All calls of the protocol. An async context manager."""
 
     async def __aenter__(self) -> CoordinatorClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    async def close(self) -> None:
-        """Ends the connection; calls under way are cancelled."""
-        await self._channel.close(None)
 
     async def connect(self, patience_s: float = 20.0) -> None:
         """Returns once the coordinator has answered; `UnreachableError` if it has not in `patience_s`.
@@ -112,6 +85,8 @@ class CoordinatorClient:
                     call("Health", "Check"), HealthRequest(""), HealthResponse, timeout_s=max(left_s, 0.1)
                 )
                 return
+            except StaleEpoch:
+                raise  # somebody has answered, and will say the same again
             except UnreachableError as error:
                 if end - loop.time() <= pause_s:
                     raise UnreachableError(f"{error} (tried for {patience_s:.0f} s)") from error
@@ -132,8 +107,11 @@ class CoordinatorClient:
             status = TrueStatus(stream)
             sending = asyncio.create_task(_pump(outgoing, stream))
             try:
-                while (raw := await stream.read()) is not _END:
+                raw = await stream.read()
+                await self._hear(stream)
+                while raw is not END:
                     yield convert.decode_to_peer(raw)
+                    raw = await stream.read()
             except grpc.aio.AioRpcError as error:
                 raise await status.of(error) from error
             finally:
@@ -186,7 +164,9 @@ class CoordinatorClient:
                         if progress is not None:
                             progress(position)
                 await stream.done_writing()
-                return convert.decode(core.Missing, await _in_time(stream, "the upload"))
+                raw = await in_time(stream, "the upload")
+                await self._hear(stream)
+                return convert.decode(core.Missing, raw)
             except grpc.aio.AioRpcError as error:
                 raise await status.of(error) from error
             finally:
@@ -272,49 +252,6 @@ class CoordinatorClient:
         head = convert.read_message(ExportHead, part.head)
         return Export(head, _export_pieces(parts, head))
 
-    # -- how calls are made ---------------------------------------------------------------------
-
-    def _open(self, call: Call, timeout_s: float | None) -> Callable[..., Any]:
-        """The call's gRPC object, with bytes for messages and its deadline bound."""
-        kind = ("stream" if call.client_streaming else "unary") + (
-            "_stream" if call.server_streaming else "_unary"
-        )
-        method = getattr(self._channel, kind)(call.path)
-        return lambda *request: method(*request, timeout=timeout_s)
-
-    @contextmanager
-    def _translating(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, f"{what} with {self.address}") from error
-        except grpc.aio.UsageError as error:
-            raise UnreachableError(f"{what} with {self.address}: the connection was closed here") from error
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Nobody cancelled us: gRPC raises this where `close` has cancelled the call.
-            raise UnreachableError(f"{what} with {self.address}: the connection was closed here") from error
-
-    async def _ask(self, call: Call, request: object, kind: type[T], timeout_s: float = ANSWER_S) -> T:
-        with self._translating(f"{call.service}.{call.method}"):
-            raw = await self._open(call, timeout_s)(convert.encode(request))
-        return convert.decode(kind, raw)
-
-    async def _stream(
-        self, call: Call, request: bytes, timeout_s: float, stall_s: float | None = STALL_S
-    ) -> AsyncIterator[bytes]:
-        """Raw messages of a server stream; ends only when the coordinator said that it was complete."""
-        what = f"{call.service}.{call.method}"
-        with self._translating(what):
-            stream = self._open(call, timeout_s)(request)
-            try:
-                while (raw := await _in_time(stream.read(), what, stall_s)) is not _END:
-                    yield raw
-            finally:
-                stream.cancel()
-
     async def _document(self, method: str, request: object) -> Document:
         parts = []
         size_bytes = 0
@@ -331,9 +268,9 @@ class CoordinatorClient:
 async def _write(stream: Any, raw: bytes) -> None:
     """Sends one chunk. Once the coordinator has ended the call gladly, the rest need only be hashed."""
     try:
-        await _in_time(stream.write(raw), "the upload")
+        await in_time(stream.write(raw), "the upload")
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        await _in_time(stream, "the upload")  # raises the call's status, unless it has been answered
+        await in_time(stream, "the upload")  # raises the call's status, unless it has been answered
 
 
 async def _pump(outgoing: AsyncIterator[core.FromPeer], stream: Any) -> None:
@@ -352,17 +289,6 @@ async def _pump(outgoing: AsyncIterator[core.FromPeer], stream: Any) -> None:
 def _raise_own(sending: asyncio.Task[None]) -> None:
     if not sending.cancelled() and (error := sending.exception()) is not None:
         raise error
-
-
-async def _in_time(step: Any, what: str, stall_s: float | None = STALL_S) -> Any:
-    """One step of a transfer; `UnreachableError` if it does not come within `stall_s`."""
-    try:
-        async with asyncio.timeout(stall_s):
-            return await step
-    except TimeoutError as error:
-        raise UnreachableError(
-            f"{what}: nothing moved for {stall_s:.0f} s; check the link and try again: it goes on from there"
-        ) from error
 
 
 async def _export_pieces(parts: AsyncIterator[bytes], head: ExportHead) -> AsyncIterator[bytes]:

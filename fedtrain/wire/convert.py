@@ -1,9 +1,10 @@
 """Every message of the protocol: its core value, its protobuf message and the bounds of its fields.
 
 The table below is the contract. `encode` and `decode` are strict both ways: sizes, names, digests,
-finite numbers and known kinds are checked, and so are the lengths of all lists. Bytes that do not fit
-are the sender's fault (`RemoteError` or the record's own class of it), values that do not fit are
-ours (`LocalError`).
+finite numbers and known kinds are checked, and so are the lengths of all lists. Fields that a newer
+side may send are ignored, except in `closed` records: what is signed, and requests that go on the
+record. Bytes that do not fit are the sender's fault (`RemoteError` or the record's own class of it),
+values that do not fit are ours (`LocalError`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ KEY_HEX = Text(64, re.compile(r"[0-9a-f]{64}"))
 REASON = Text(4096)
 VERSION = Text(64)
 DOCUMENT_JSON = Text(3 << 20)  # below the message limit of 4 MiB, with room for the fields beside it
+FROM_PEER_BYTES_MAX = 1 << 20
+"""A heartbeat of 1024 orders has half of it. Protobuf takes up to twelve times a message's bytes to read."""
+
 ROUND = Count(10**9 - 1)  # an order's id holds nine digits
 SEED = Count((1 << 63) - 1)
 NOT_NEGATIVE = Real(0.0)
@@ -55,11 +59,14 @@ PROGRESS = Record(
 MODEL_REF = Record(
     ModelRef,
     common_pb2.ModelRef,
+    closed=True,
     version=ROUND,
     digest=DIGEST_TEXT,
     layout_digest=DIGEST_TEXT,
     snapshot_version=ROUND,
-    chain=Many(Row(common_pb2.ModelLink, version=ROUND, digest=DIGEST_TEXT, size_bytes=Count()), 4096),
+    chain=Many(
+        Row(common_pb2.ModelLink, closed=True, version=ROUND, digest=DIGEST_TEXT, size_bytes=Count()), 4096
+    ),
 )
 
 
@@ -76,6 +83,7 @@ class _OrderRecord(Record[Order]):
 ORDER = _OrderRecord(
     Order,
     common_pb2.Order,
+    closed=True,
     fault=BadOrder,
     id=ORDER_TEXT,
     kind=Choice(
@@ -113,20 +121,21 @@ FROM_PEER: dict[str, Record[Any]] = {
         session=IDENTIFIER,
         tasks=Many(WORD, 256),
         codecs=Many(WORD, 256),
-        holding=Many(ORDER_TEXT, 1024),
+        holding=Many(ORDER_TEXT, 256),
     ),
     "heartbeat": Record(core.Heartbeat, session_pb2.Heartbeat, progress=Many(PROGRESS, 1024)),
     "consent": Record(
         core.Consent,
         session_pb2.Consent,
+        closed=True,
         order=ORDER_TEXT,
         accepted=Flag(),
         reasons=_REASONS,
         signature=SIGNATURE,
     ),
-    "failure": Record(core.Failure, session_pb2.Failure, order=ORDER_TEXT, reason=REASON),
+    "failure": Record(core.Failure, session_pb2.Failure, closed=True, order=ORDER_TEXT, reason=REASON),
     "evaluation": Record(
-        core.Evaluation, session_pb2.Evaluation, order=ORDER_TEXT, loss=Real(), count=Count()
+        core.Evaluation, session_pb2.Evaluation, closed=True, order=ORDER_TEXT, loss=Real(), count=Count()
     ),
     "answer": Record(core.Answer, session_pb2.Answer, inquiry=IDENTIFIER, accepted=Flag(), reasons=_REASONS),
     "goodbye": Record(core.Goodbye, session_pb2.Goodbye, reason=REASON),
@@ -157,6 +166,7 @@ TO_PEER: dict[str, Record[Any]] = {
     "head": Record(
         core.Head,
         session_pb2.Head,
+        closed=True,
         consortium=NAME_TEXT,
         sequence=Count(),
         hash=DIGEST_TEXT,
@@ -174,6 +184,7 @@ _REST: tuple[Record[Any], ...] = (
     Record(
         core.Commit,
         transfer_pb2.Commit,
+        closed=True,
         fault=BadUpdate,
         order=ORDER_TEXT,
         digest=DIGEST_TEXT,
@@ -191,6 +202,7 @@ _REST: tuple[Record[Any], ...] = (
     Record(
         core.Receipt,
         transfer_pb2.Receipt,
+        closed=True,
         order=ORDER_TEXT,
         digest=DIGEST_TEXT,
         outcome=WORD,
@@ -199,7 +211,13 @@ _REST: tuple[Record[Any], ...] = (
         signature=SIGNATURE,
     ),
     Record(values.FetchRequest, transfer_pb2.FetchRequest, digest=DIGEST_TEXT, offset=Count()),
-    Record(values.SigningRequest, enrolment_pb2.SigningRequest, csr_pem=Raw(16 << 10), message_key=KEY_HEX),
+    Record(
+        values.SigningRequest,
+        enrolment_pb2.SigningRequest,
+        closed=True,
+        csr_pem=Raw(16 << 10),
+        message_key=KEY_HEX,
+    ),
     Record(
         values.Admission,
         enrolment_pb2.Admission,
@@ -211,13 +229,14 @@ _REST: tuple[Record[Any], ...] = (
     Record(
         values.InviteRequest,
         operations_pb2.InviteRequest,
+        closed=True,
         name=NAME_TEXT,
         role=WORD,
         valid_s=Count(10 * 366 * 86_400),
     ),
     Record(values.InviteLine, operations_pb2.InviteLine, line=Text(16 << 10)),
-    Record(values.Spec, operations_pb2.Spec, json=DOCUMENT_JSON),
-    Record(values.RunName, operations_pb2.RunName, run=NAME_TEXT),
+    Record(values.Spec, operations_pb2.Spec, closed=True, json=DOCUMENT_JSON),
+    Record(values.RunName, operations_pb2.RunName, closed=True, run=NAME_TEXT),
     Record(values.MemberName, operations_pb2.MemberName, name=NAME_TEXT),
     Record(values.Everything, operations_pb2.Everything),
     Record(values.ExportRequest, operations_pb2.ExportRequest, run=NAME_TEXT, version=Maybe(ROUND)),
@@ -260,7 +279,11 @@ def encode_from_peer(message: core.FromPeer) -> bytes:
 
 
 def decode_from_peer(data: bytes) -> core.FromPeer:
-    """A site's message; `RemoteError` if it has no body that this version knows."""
+    """A site's message; `RemoteError` if it is too long or has no body that this version knows."""
+    if len(data) > FROM_PEER_BYTES_MAX:
+        raise RemoteError(
+            f"a message of {len(data)} bytes came in a session, {FROM_PEER_BYTES_MAX} are allowed"
+        )
     return cast(core.FromPeer, _read_body(parse(session_pb2.FromPeer, data), FROM_PEER))
 
 

@@ -13,7 +13,15 @@ from typing import Protocol
 
 from fedtrain.core import messages as core
 from fedtrain.core.spec import RunSpec
-from fedtrain.wire.values import Admission, Caller, Document, Export, InviteRequest, SigningRequest
+from fedtrain.wire.values import (
+    Admission,
+    Caller,
+    Document,
+    EpochProof,
+    Export,
+    InviteRequest,
+    SigningRequest,
+)
 
 Judge = Callable[[Mapping[str, Iterable[bytes]], str, str], Caller]
 """(auth context, service, method) -> who calls; raises `RefusedError` or `RemoteError` to refuse.
@@ -107,11 +115,29 @@ class OperationsHandler(Protocol):
         """An async generator of the rows behind `after`, as of now."""
 
 
+class EpochHandler(Protocol):
+    """Knows which coordinator is obeyed."""
+
+    def proof(self) -> EpochProof:
+        """The epoch of this one, as every answer shows it."""
+
+    def hear(self, caller: Caller, shown: EpochProof) -> None:
+        """Hold the epoch that a member follows against ours.
+
+        Raises `StaleEpoch` if it is higher, after which this coordinator answers nothing more, and
+        `BadSignature` if it was made up.
+        """
+
+    def check(self) -> None:
+        """Raises `StaleEpoch` once another coordinator has taken over: then no answer may leave."""
+
+
 @dataclass(frozen=True)
 class Handlers:
-    """What the coordinator puts behind the wire."""
+    """What the coordinator puts behind the wire. Without `epochs` it says as little as protocol 1.0."""
 
     enrolment: EnrolmentHandler
     session: SessionHandler
     transfer: TransferHandler
     operations: OperationsHandler
+    epochs: EpochHandler | None = None

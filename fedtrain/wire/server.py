@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,9 +19,16 @@ from fedtrain.core import canonical
 from fedtrain.core import messages as core
 from fedtrain.core.spec import RunSpec
 from fedtrain.errors import ConfigError
-from fedtrain.wire import chunks, convert, options
+from fedtrain.wire import chunks, convert, epochs, options
 from fedtrain.wire.calls import Call, call, closing
-from fedtrain.wire.handlers import Handlers, Judge, OperationsHandler, SessionHandler, TransferHandler
+from fedtrain.wire.handlers import (
+    EpochHandler,
+    Handlers,
+    Judge,
+    OperationsHandler,
+    SessionHandler,
+    TransferHandler,
+)
 from fedtrain.wire.status import Answering
 from fedtrain.wire.v1 import operations_pb2
 from fedtrain.wire.values import (
@@ -71,7 +79,7 @@ async def open_server(
 
 def add_services(server: grpc.aio.Server, handlers: Handlers, judge: Judge) -> None:
     """Registers all services of the protocol, and grpc.health.v1.Health, on a server."""
-    desk = _Desk(judge)
+    desk = _Desk(judge, handlers.epochs)
     operations = handlers.operations
     routes = [
         desk.answer(call("Enrolment", "Enrol"), SigningRequest, handlers.enrolment.enrol),
@@ -106,8 +114,9 @@ class _Desk:
     """Builds the gRPC handler of each kind of call. Requests and answers are bytes to gRPC, because
     what is malformed should be answered by us, in words."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, epochs: EpochHandler | None) -> None:
         self._judge = judge
+        self._epochs = epochs
 
     def answer(
         self, call: Call, kind: type[Q], handle: Callable[[Caller, Q], Awaitable[Any]]
@@ -115,8 +124,7 @@ class _Desk:
         """One request, one answer."""
 
         async def run(raw: bytes, context: Any) -> bytes:
-            async with Answering(context, call.path):
-                caller = self._admit(context, call)
+            async with self._admitted(context, call) as caller:
                 return convert.encode(await handle(caller, convert.decode(kind, raw)))
 
         return call.path, grpc.unary_unary_rpc_method_handler(run)
@@ -127,11 +135,12 @@ class _Desk:
         """One request, a stream of serialised messages."""
 
         async def run(raw: bytes, context: Any) -> None:
-            async with Answering(context, call.path):
-                caller = self._admit(context, call)
-                async with closing(handle(caller, convert.decode(kind, raw))) as messages:
-                    async for message in messages:
-                        await context.write(message)
+            async with (
+                self._admitted(context, call) as caller,
+                closing(handle(caller, convert.decode(kind, raw))) as messages,
+            ):
+                async for message in messages:
+                    await context.write(message)
 
         return call.path, grpc.unary_stream_rpc_method_handler(run)
 
@@ -139,8 +148,7 @@ class _Desk:
         """A stream of chunks, one answer."""
 
         async def run(frames: AsyncIterator[bytes], context: Any) -> bytes:
-            async with Answering(context, call.path):
-                caller = self._admit(context, call)
+            async with self._admitted(context, call) as caller:
                 digest, pieces = await chunks.read_upload(frames)
                 async with closing(pieces):
                     return convert.encode(await transfer.send(caller, digest, pieces))
@@ -155,17 +163,39 @@ class _Desk:
                 yield convert.decode_from_peer(raw)
 
         async def run(raws: AsyncIterator[bytes], context: Any) -> None:
-            async with Answering(context, call.path):
-                caller = self._admit(context, call)
-                async with closing(session.attend(caller, read(raws))) as messages:
-                    async for epoch, message in messages:
-                        await context.write(convert.encode_to_peer(epoch, message))
+            async with (
+                self._admitted(context, call) as caller,
+                closing(session.attend(caller, read(raws))) as messages,
+            ):
+                async for epoch, message in messages:
+                    await context.write(convert.encode_to_peer(epoch, message))
 
         return call.path, grpc.stream_stream_rpc_method_handler(run)
 
-    def _admit(self, context: Any, call: Call) -> Caller:
-        caller = self._judge(context.auth_context(), call.service, call.method)
-        return replace(caller, address=context.peer())
+    @asynccontextmanager
+    async def _admitted(self, context: Any, call: Call) -> AsyncIterator[Caller]:
+        """Around a call: our epoch goes out first, then the caller is judged and theirs is heard.
+
+        An answer, or a refusal, that was under way when another coordinator took over is not given.
+        """
+        async with Answering(context, call.path):
+            if self._epochs is not None:
+                await context.send_initial_metadata(epochs.write(self._epochs.proof()))
+                self._epochs.check()
+            caller = self._judge(context.auth_context(), call.service, call.method)
+            caller = replace(caller, address=context.peer())
+            shown = epochs.read(context.invocation_metadata())
+            if self._epochs is None:
+                yield caller
+                return
+            if shown is not None:
+                self._epochs.hear(caller, shown)
+            try:
+                yield caller
+            except Exception:
+                self._epochs.check()
+                raise
+            self._epochs.check()
 
 
 def _to_its_end(handle: Callable[[Caller, Q], Awaitable[A]]) -> Callable[[Caller, Q], Awaitable[A]]:

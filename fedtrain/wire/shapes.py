@@ -14,6 +14,8 @@ import math
 import re
 from typing import Any, Generic, Protocol, TypeVar
 
+from google.protobuf.unknown_fields import UnknownFieldSet
+
 from fedtrain.errors import LocalError, RemoteError
 
 T = TypeVar("T")
@@ -190,14 +192,17 @@ class Fields:
         message: generated class.
         rules: one rule per field of it; none may be missing, so a field added to a proto is never
             dropped in silence.
+        closed: refuse a message with fields that this version does not know. For what is signed or
+            goes on the record: half of such a sentence is another sentence. Else they are ignored.
     """
 
-    def __init__(self, message: type[Any], rules: dict[str, Rule]) -> None:
+    def __init__(self, message: type[Any], rules: dict[str, Rule], closed: bool) -> None:
         declared = message.DESCRIPTOR.fields_by_name
         if set(declared) != set(rules):
             raise LocalError(f"{message.__name__}: fields {sorted(set(declared) ^ set(rules))} have no match")
         self.message = message
         self.rules = rules
+        self._closed = closed
         self._with_presence = {name for name, field in declared.items() if field.has_presence}
 
     def build(self, values: dict[str, Any], path: str) -> Any:
@@ -210,6 +215,11 @@ class Fields:
 
     def take(self, message: Any, path: str) -> dict[str, Any]:
         """The values of a protobuf message; a sub-message that is absent counts as None."""
+        if self._closed and (unknown := UnknownFieldSet(message)):
+            raise Unfit(
+                f"{path} has a field (number {unknown[0].field_number}) that this version does not know and "
+                "must not leave out: install the other side's version here"
+            )
         values = {}
         for name, rule in self.rules.items():
             absent = name in self._with_presence and not message.HasField(name)
@@ -222,8 +232,8 @@ class Fields:
 class Row:
     """A tuple whose places are the fields of a message, in the order of the rules."""
 
-    def __init__(self, message: type[Any], /, **rules: Rule) -> None:
-        self._fields = Fields(message, rules)
+    def __init__(self, message: type[Any], /, closed: bool = False, **rules: Rule) -> None:
+        self._fields = Fields(message, rules, closed)
 
     def write(self, value: Any, path: str) -> Any:
         """The message of a tuple."""
@@ -244,11 +254,19 @@ class Record(Generic[T]):
         kind: the dataclass.
         message: the generated class.
         fault: what a message that does not fit is called when it came from the other side.
+        closed: as in `Fields`.
         rules: one rule per field, by name.
     """
 
     def __init__(
-        self, kind: type[T], message: type[Any], /, *, fault: type[RemoteError] = RemoteError, **rules: Rule
+        self,
+        kind: type[T],
+        message: type[Any],
+        /,
+        *,
+        fault: type[RemoteError] = RemoteError,
+        closed: bool = False,
+        **rules: Rule,
     ) -> None:
         names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
         if names != set(rules):
@@ -256,7 +274,7 @@ class Record(Generic[T]):
         self.kind = kind
         self.fault = fault
         self.message = message
-        self._fields = Fields(message, rules)
+        self._fields = Fields(message, rules, closed)
 
     def write(self, value: Any, path: str) -> Any:
         """The message of a dataclass instance."""

@@ -1,8 +1,9 @@
 """Errors across the wire: a class of `fedtrain.errors` here is the same class, same sentence, there.
 
 The gRPC status is the one that the error names, the details are its sentence, and the trailing
-metadata `fedtrain-code` is its machine code. What carries no such code was said by a transport, not
-by fedtrain: the connection broke, the call ran out of time, or a limit was hit.
+metadata `fedtrain-code` is its machine code; a busy side adds `fedtrain-retry-after-ms`. What carries
+no such code was said by a transport, not by fedtrain: the connection broke, the call ran out of time,
+or a limit was hit.
 """
 
 from __future__ import annotations
@@ -17,9 +18,20 @@ from typing import Any
 import grpc
 
 from fedtrain import errors
-from fedtrain.errors import FedtrainError, LocalError, RefusedError, RemoteError, UnreachableError
+from fedtrain.errors import (
+    BusyError,
+    FedtrainError,
+    LocalError,
+    RefusedError,
+    RemoteError,
+    UnreachableError,
+)
 
 CODE_KEY = "fedtrain-code"
+RETRY_KEY = "fedtrain-retry-after-ms"
+
+RETRY_MS_MAX = 600_000
+"""A side that asks for a longer wait is obeyed so far."""
 
 SENTENCE_LENGTH_MAX = 2000
 """Characters of a sentence that travel: gRPC cuts trailing metadata off at 8 KiB, three bytes each."""
@@ -72,7 +84,7 @@ class Answering:
         await self._context.abort(
             grpc.StatusCode[error.status],
             printable(str(error)),
-            trailing_metadata=((CODE_KEY, error.code),),
+            trailing_metadata=_metadata_of(error),
         )
 
 
@@ -87,7 +99,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, doing: str) -> FedtrainError:
     details = printable(error.details() or "")
     if code is not None:
         kind = _CLASSES.get(code, _nearest(error.code()))
-        return kind(details)
+        return BusyError(details, _retry_after_ms(error)) if kind is BusyError else kind(details)
     status = error.code()
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return RemoteError(f"{doing}: over a limit of the transport ({details})")
@@ -157,10 +169,26 @@ def _value_now(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise LocalError("the status of a gRPC call was read before the call had ended")
 
 
+def _metadata_of(error: FedtrainError) -> tuple[tuple[str, str], ...]:
+    """What goes beside the sentence of an error."""
+    code = (CODE_KEY, error.code)
+    return (code, (RETRY_KEY, str(error.retry_after_ms))) if isinstance(error, BusyError) else (code,)
+
+
 def _code_of(error: grpc.aio.AioRpcError) -> str | None:
+    return _trailing(error, CODE_KEY)
+
+
+def _retry_after_ms(error: grpc.aio.AioRpcError) -> int:
+    """0 to `RETRY_MS_MAX`, whatever the other side wrote."""
+    told = _trailing(error, RETRY_KEY) or ""
+    return min(int(told), RETRY_MS_MAX) if told.isascii() and told.isdigit() and len(told) < 10 else 0
+
+
+def _trailing(error: grpc.aio.AioRpcError, wanted: str) -> str | None:
     metadata: Any = error.trailing_metadata()
     for key, value in metadata or ():
-        if key == CODE_KEY and isinstance(value, str):
+        if key == wanted and isinstance(value, str):
             return value
     return None
 

@@ -35,6 +35,15 @@ class Caller:
 
 
 @dataclass(frozen=True)
+class EpochProof:
+    """That the coordinator was in `epoch` at `at_ms`, signed with its message key (64 bytes, hex)."""
+
+    epoch: int
+    at_ms: int
+    signature: str
+
+
+@dataclass(frozen=True)
 class SigningRequest:
     """A request for a certificate (PEM) and the public message key (Ed25519, hex) that goes with it."""
 

@@ -218,6 +218,24 @@ def test_epochs_only_rise() -> None:
     assert site.driver.state.epoch == 4
 
 
+def test_the_evidence_for_an_epoch_belongs_to_the_highest() -> None:
+    """It may come after the epoch itself, is not lost to an unsigned repetition, and never stays behind."""
+    site = Site()
+
+    def evidence() -> tuple[int, int, str]:
+        state = site.driver.state
+        return state.epoch, state.epoch_signed_ms, state.epoch_signature
+
+    site.tell(agent.EpochSeen, epoch=4)
+    assert evidence() == (4, 0, "")
+    site.tell(agent.EpochSeen, epoch=4, signed_ms=9, signature="aa")
+    site.tell(agent.EpochSeen, epoch=4)
+    site.tell(agent.EpochSeen, epoch=3, signed_ms=8, signature="bb")
+    assert evidence() == (4, 9, "aa")
+    site.tell(agent.EpochSeen, epoch=5)
+    assert evidence() == (5, 0, "")
+
+
 def test_heads_are_kept_in_the_journal() -> None:
     """A signed head changes no decision: being journaled makes the site a witness."""
     site = Site()

@@ -139,12 +139,12 @@ class Recorder:
     async def send(
         self, caller: Caller, digest: str, pieces: AsyncIterator[tuple[int, bytes]]
     ) -> core.Missing:
-        stored = self.uploads[digest]
+        stored = self.uploads.setdefault(digest, bytearray())
         async for offset, data in pieces:
             if offset != len(stored):
                 raise RefusedError(f"byte {len(stored)} was due and byte {offset} came")
             stored += data
-        return core.Missing(len(stored), self.sizes[digest])
+        return core.Missing(len(stored), self.sizes.get(digest, len(stored)))
 
     async def commit(self, caller: Caller, commit: core.Commit) -> core.Receipt:
         self.commit_begun.set()
