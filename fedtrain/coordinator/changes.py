@@ -10,16 +10,19 @@ class Changes:
 
     def __init__(self) -> None:
         self.count = 0
-        self._event = asyncio.Event()
+        self._waiting: asyncio.Event | None = None
 
     def tell(self) -> None:
-        """Something changed."""
+        """Something changed. Costs next to nothing while nobody watches."""
         self.count += 1
-        self._event.set()
-        self._event = asyncio.Event()
+        if self._waiting is not None:
+            self._waiting.set()
+            self._waiting = None
 
     async def after(self, seen: int) -> int:
         """The counter, as soon as it is beyond `seen`."""
         while self.count <= seen:
-            await self._event.wait()
+            if self._waiting is None:
+                self._waiting = asyncio.Event()
+            await self._waiting.wait()
         return self.count

@@ -2,7 +2,9 @@
 
 A broken stream says nothing about its site: the lease does (`pulse`). What a session carries is
 repeatable, so messages to a site that is not attached are dropped; the core hands out again what
-still matters when the site comes back.
+still matters when the site comes back. When many come at once (`core.pacing`), they are let in at a
+bounded rate and share their commits; the others are told when to come, those with work by a queue of
+their own.
 """
 
 from __future__ import annotations
@@ -10,17 +12,29 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import fedtrain
 from fedtrain.coordinator.hub import Hub
 from fedtrain.core import canonical, uploads
 from fedtrain.core import events as ev
 from fedtrain.core import messages as msg
+from fedtrain.core.allowance import ATTACHES, Allowance, spend
 from fedtrain.core.orders import Order, parse_order_id
+from fedtrain.core.pacing import Door, has_part, knock
 from fedtrain.core.state import ENDED
-from fedtrain.errors import BadSignature, FedtrainError, RefusedError, RemoteError, UnknownSite
+from fedtrain.core.transitions import step
+from fedtrain.errors import (
+    BadSignature,
+    BusyError,
+    FedtrainError,
+    RefusedError,
+    RemoteError,
+    UnknownSite,
+)
 from fedtrain.trust import statements
+from fedtrain.wire import versions
+from fedtrain.wire.status import printable
 from fedtrain.wire.values import Caller
 
 _log = logging.getLogger(__name__)
@@ -28,14 +42,42 @@ _log = logging.getLogger(__name__)
 Outgoing = msg.ToPeer | FedtrainError | None
 """A message; an error that ends the stream with its status; None for a quiet end."""
 
+WAITING_MAX = 1_000
+"""Messages that may wait for one site. A round has a few for each: who reads none of so many is cut off."""
 
-@dataclass
+
 class Conversation:
-    """One open session and what waits to be sent in it."""
+    """One open session and what waits to be sent in it.
 
-    caller: Caller
-    session: str
-    queue: asyncio.Queue[Outgoing] = field(default_factory=asyncio.Queue)
+    A list and at most one future: `asyncio.Queue` is four deques, 2.5 KB for every idle site.
+    """
+
+    __slots__ = ("_reader", "_waiting", "caller")
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self._waiting: list[Outgoing] = []
+        self._reader: asyncio.Future[None] | None = None
+
+    def put(self, message: Outgoing) -> None:
+        """Queue a message, or the end."""
+        if len(self._waiting) == WAITING_MAX:
+            message = RemoteError(
+                f"{WAITING_MAX} messages wait for this site, which reads none: attach again"
+            )
+        if len(self._waiting) <= WAITING_MAX:
+            self._waiting.append(message)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def take(self) -> list[Outgoing]:
+        """All that waits, as soon as there is something."""
+        if not self._waiting:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+            self._reader = None
+        taken, self._waiting = self._waiting, []
+        return taken
 
 
 class Sessions:
@@ -45,39 +87,70 @@ class Sessions:
         self._hub = hub
         self._open: dict[str, Conversation] = {}
         self._answers: dict[tuple[str, str], asyncio.Future[msg.Answer]] = {}
+        self._attaches: dict[str, Allowance] = {}
+        self._doors = {True: Door(), False: Door()}
         hub.send = self.send
 
-    def send(self, site: str, message: msg.ToPeer) -> None:
-        """Queue a message for a site; nothing happens while it is away."""
+    def send(self, site: str, message: msg.ToPeer | FedtrainError) -> None:
+        """Queue a message for a site, or the error that ends its session; nothing while it is away."""
         conversation = self._open.get(site)
         if conversation is not None:
-            conversation.queue.put_nowait(message)
+            conversation.put(message)
 
     async def attend(
         self, caller: Caller, incoming: AsyncIterator[msg.FromPeer]
     ) -> AsyncIterator[tuple[int, msg.ToPeer]]:
         """One session from hello to its end."""
-        hello = await anext(incoming, None)
-        if not isinstance(hello, msg.Hello):
-            raise RemoteError("a session begins with a hello")
-        _check_protocol(hello)
-        conversation = Conversation(caller, hello.session)
+        attached = await self._greet(caller, incoming)
+        conversation = Conversation(caller)
         self._replace(conversation)
-        yield self._hub.state.epoch, self._welcome()
-        self._hub.pulse.hear(caller.name)
-        now_ms = self._hub.clock.now_ms()
-        self._hub.submit(ev.SiteAttached(now_ms, caller.name, hello.session, hello.version, hello.holding))
-        _log.info("%s is attached (fedtrain %s)", caller.name, hello.version)
         listener = asyncio.create_task(self._listen(conversation, incoming))
         try:
-            while (message := await conversation.queue.get()) is not None:
-                if isinstance(message, FedtrainError):
-                    raise message
-                yield self._hub.state.epoch, message
+            self._hub.pulse.hear(caller.name)
+            await self._hub.submit_together(attached)
+            yield self._hub.state.epoch, self._welcome()
+            while True:
+                for message in await conversation.take():
+                    if message is None:
+                        return
+                    if isinstance(message, FedtrainError):
+                        raise message
+                    yield self._hub.state.epoch, message
         finally:
             listener.cancel()
             if self._open.get(caller.name) is conversation:
                 del self._open[caller.name]
+
+    async def _greet(self, caller: Caller, incoming: AsyncIterator[msg.FromPeer]) -> ev.SiteAttached:
+        """What the hello amounts to, if both sides understand each other and there is room.
+
+        The hello itself is let go here: of a thousand sites it would be a megabyte.
+        """
+        hello = await anext(incoming, None)
+        if not isinstance(hello, msg.Hello):
+            raise RemoteError("a session begins with a hello")
+        spoken = _agree(caller, hello)
+        self._let_in(caller.name)
+        _log.info("%s is attached (%s)", caller.name, spoken)
+        now_ms = self._hub.clock.now_ms()
+        return ev.SiteAttached(now_ms, caller.name, hello.session, hello.version, hello.holding)
+
+    def _let_in(self, site: str) -> None:
+        """Raises `BusyError` while too many come at once. Who has a part in an open round has a queue of
+        its own, so that no crowd of idle sites holds up a round."""
+        now_ms = self._hub.clock.monotonic_ms()
+        self._attaches[site], journaled = spend(self._attaches.get(site, Allowance()), ATTACHES, now_ms)
+        if not journaled:
+            raise BusyError(
+                f"{site} attaches again and again: stay, or come less often", ATTACHES.row_every_ms
+            )
+        works = has_part(self._hub.state, site)
+        self._doors[works], wait_ms = knock(self._doors[works], site, now_ms)
+        if wait_ms:
+            raise BusyError(
+                f"many sites return at once and are let in one by one: come back in {wait_ms / 1000:.1f} s",
+                wait_ms,
+            )
 
     async def ask(self, site: str, inquiry: msg.Inquiry, patience_s: float) -> msg.Answer | None:
         """A site's answer to an inquiry; None if it is away or silent for too long."""
@@ -96,15 +169,15 @@ class Sessions:
     def close(self, reason: str) -> None:
         """Tell every site that the coordinator goes down."""
         for conversation in self._open.values():
-            conversation.queue.put_nowait(msg.Superseded(reason))
-            conversation.queue.put_nowait(None)
+            conversation.put(msg.Superseded(reason))
+            conversation.put(None)
 
     def _replace(self, conversation: Conversation) -> None:
         site = conversation.caller.name
         old = self._open.get(site)
         if old is not None:
-            old.queue.put_nowait(msg.Superseded("a newer session of this site began"))
-            old.queue.put_nowait(None)
+            old.put(msg.Superseded("a newer session of this site began"))
+            old.put(None)
         self._open[site] = conversation
 
     def _welcome(self) -> msg.Welcome:
@@ -122,10 +195,12 @@ class Sessions:
             async for message in incoming:
                 self._check_still_valid(conversation.caller)
                 self._take(conversation.caller, message)
-            conversation.queue.put_nowait(None)
+                if isinstance(message, msg.Goodbye):
+                    break
+            conversation.put(None)
         except FedtrainError as error:
             _log.warning("%s: session ended: %s", conversation.caller.name, error)
-            conversation.queue.put_nowait(error)
+            conversation.put(error)
 
     def _check_still_valid(self, caller: Caller) -> None:
         """A stream outlives its certificate unless somebody looks."""
@@ -139,17 +214,18 @@ class Sessions:
             self._hub.pulse.hear(site, progress)
         match message:
             case msg.Heartbeat():
-                self._hub.changes.tell()
+                if message.progress:
+                    self._hub.changes.tell()
             case msg.Consent():
                 self._consent(site, message, now_ms)
             case msg.Failure():
                 self._check_owner(site, message.order)
                 self._hub.pulse.settle(site, message.order)
-                self._hub.submit(ev.WorkFailed(now_ms, message.order, message.reason))
+                self._tell(ev.WorkFailed(now_ms, message.order, message.reason))
             case msg.Evaluation():
                 self._check_owner(site, message.order)
                 self._hub.pulse.settle(site, message.order)
-                self._hub.submit(ev.EvaluationStored(now_ms, message.order, message.loss, message.count))
+                self._tell(ev.EvaluationStored(now_ms, message.order, message.loss, message.count))
             case msg.Answer():
                 waiting = self._answers.get((site, message.inquiry))
                 if waiting is not None and not waiting.done():
@@ -159,6 +235,18 @@ class Sessions:
                 self._hub.submit(ev.SiteLost(now_ms, site, f"left: {message.reason}"))
             case msg.Hello():
                 raise RemoteError("a session has one hello")
+
+    def _tell(self, event: ev.Event, *, soon: bool = False) -> None:
+        """Submit what a site says, unless nothing follows from it: what is said twice, or of an order that
+        is over, is no row of the journal."""
+        state = self._hub.state
+        after, _ = step(state, event)
+        if replace(state, now_ms=after.now_ms) == after:
+            return
+        if soon:
+            self._hub.submit_soon(event)
+        else:
+            self._hub.submit(event)
 
     def _consent(self, site: str, message: msg.Consent, now_ms: int) -> None:
         """A contract's answer, held against the signature before it is journaled."""
@@ -178,11 +266,11 @@ class Sessions:
             raise BadSignature(f"the consent to {order.id} carries no signature") from error
         statements.verify(statement, member.message_key, signature)
         if message.accepted:
-            self._hub.submit_soon(ev.ConsentGiven(now_ms, order.id))
+            self._tell(ev.ConsentGiven(now_ms, order.id), soon=True)
         else:
             _log.info("%s refuses %s: %s", site, order.id, "; ".join(message.reasons))
             self._hub.pulse.settle(site, order.id)
-            self._hub.submit(ev.ConsentRefused(now_ms, order.id, message.reasons))
+            self._tell(ev.ConsentRefused(now_ms, order.id, message.reasons))
 
     def _order(self, site: str, order_id: str) -> Order | None:
         self._check_owner(site, order_id)
@@ -201,11 +289,13 @@ class Sessions:
             raise UnknownSite(f"{site} answered {order_id}, which is not its order")
 
 
-def _check_protocol(hello: msg.Hello) -> None:
-    """Equal majors talk; the sentence names both sides' versions."""
-    if hello.protocol[0] != msg.PROTOCOL_VERSION[0]:
-        theirs, ours = (".".join(map(str, v)) for v in (hello.protocol, msg.PROTOCOL_VERSION))
-        raise RefusedError(
-            f"this site speaks protocol {theirs} (fedtrain {hello.version}), the coordinator {ours} "
-            f"(fedtrain {fedtrain.__version__}): install a version with the same major protocol"
-        )
+def _agree(caller: Caller, hello: msg.Hello) -> str:
+    """What both sides speak, in words; `RefusedError` if they are too far apart."""
+    try:
+        version = versions.negotiate(hello.protocol, hello.version, "site", fedtrain.__version__)
+    except RefusedError as error:
+        _log.warning("%s is turned away: %s", caller.name, error)
+        raise
+    words = f"fedtrain {printable(hello.version)}, protocol {versions.text(version)}"
+    missing = versions.unspoken(version)
+    return f"{words}, without {' and '.join(missing)}" if missing else words

@@ -1,4 +1,4 @@
-"""How long to wait before the next try: longer each time, never all sites at once."""
+"""How long to wait: longer each time, when the other side says, and never all sites at once."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ class Backoff:
         self._ceiling_s = min(self._cap_s, 2 * self._ceiling_s)
         return pause_s
 
+    def told_s(self, pause_s: float) -> float:
+        """The pause that the other side asked for, and a little more; never less.
+
+        It spreads its callers itself, so this says nothing about the next pause of our own.
+        """
+        return pause_s + self._chance.uniform(0.0, self._first_s)
+
     def reset(self) -> None:
         """It worked: the next trouble starts from the first ceiling again."""
         self._ceiling_s = self._first_s
+
+
+def early_s(pause_s: float, chance: random.Random) -> float:
+    """A pause of something regular, up to a fifth shorter: sites that came together drift apart."""
+    return pause_s * chance.uniform(0.8, 1.0)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from fedtrain.core.messages import FromPeer, Goodbye, Hello, Superseded, ToPeer, Welcome
 from fedtrain.errors import (
+    BusyError,
     FedtrainError,
     IntegrityError,
     LocalError,
@@ -43,7 +44,8 @@ REMIND_S = 600.0
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 8.0
-"""A thousand sites then return at about two hundred a second, and no run waits long for one of them."""
+"""A thousand sites then knock about two hundred and fifty times a second, and no run waits long for one
+of them. How many of those are let in is the coordinator's to say (`core.pacing`)."""
 
 TEMPORARY = (UnreachableError, StorageError, LocalError, RemoteError, IntegrityError)
 """After these a new try may succeed. Everything else a person has to change first."""
@@ -111,13 +113,18 @@ class Session:
         Raises `RefusedError` and `ConfigError`: a person has to do something before a new try.
         """
         while not self._leaving:
+            told_ms = 0
             try:
                 if not await self._attend():
                     return
+            except BusyError as error:
+                told_ms = error.retry_after_ms
+                self._tell_failure(error)
             except TEMPORARY as error:
                 self._tell_failure(error)
             if not self._leaving:
-                await asyncio.sleep(self._backoff.next_s())
+                pause_s = self._backoff.told_s(told_ms / 1000) if told_ms else self._backoff.next_s()
+                await asyncio.sleep(pause_s)
 
     async def leave(self, reason: str) -> bool:
         """Say goodbye and wait for the coordinator to end the session.

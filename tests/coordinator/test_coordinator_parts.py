@@ -50,11 +50,16 @@ def test_every_call_has_its_roles() -> None:
 async def test_a_silent_site_and_a_stalled_order_are_told() -> None:
     """Patience that runs out becomes one verdict each, and a sign of life puts it off."""
     told: list[Lost | Stalled] = []
-    pulse = PulseWatch(lambda site: 60 if site == "silent" else 60_000, told.append)
-    watching = asyncio.create_task(pulse.run())
+    now_ms = 0
+    pulse = PulseWatch(told.extend, lambda: now_ms)
     pulse.hear("silent")
-    pulse.move("busy", "tiny.1.1.busy", 60)
-    pulse.hear("busy", (Progress("tiny.1.1.busy", 1),))
+    pulse.move("busy", "tiny.1.1.busy", 60_000)
+    now_ms = 59_999
+    pulse.hear("busy", (Progress("tiny.1.1.busy", -1),))
+    watching = asyncio.create_task(pulse.run())
+    await asyncio.sleep(0)
+    assert told == []
+    now_ms = 60_000
     async with asyncio.timeout(10):
         while len(told) < 2:
             await asyncio.sleep(0.01)
@@ -64,9 +69,12 @@ async def test_a_silent_site_and_a_stalled_order_are_told() -> None:
 
 
 async def test_progress_of_another_site_is_not_taken() -> None:
-    """A site can speak for its own orders only."""
-    pulse = PulseWatch(lambda _: 1000, lambda _: None)
-    pulse.hear("alpha", (Progress("tiny.1.1.beta", 5), Progress("tiny.1.1.alpha", 3)))
+    """A site can speak for its own orders only, and only for those that are expected of it."""
+    pulse = PulseWatch(lambda _: None)
+    pulse.move("alpha", "tiny.1.1.alpha", 60_000)
+    pulse.hear(
+        "alpha", (Progress("tiny.1.1.beta", 5), Progress("tiny.1.1.alpha", 3), Progress("new.1.1.alpha", 1))
+    )
     assert set(pulse.progress) == {"tiny.1.1.alpha"}
 
 
@@ -87,6 +95,13 @@ def test_a_jump_of_the_wall_clock_moves_nothing(monkeypatch: pytest.MonkeyPatch)
     before = clock.now_ms()
     monkeypatch.setattr(time, "time_ns", lambda: 0)
     assert 0 <= clock.now_ms() - before < 60_000
+
+
+def test_a_clock_that_was_set_back_does_not_stop_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A life begins no earlier than the journal's last event, from which its deadlines are set."""
+    monkeypatch.setattr(time, "time_ns", lambda: 5_000_000_000)
+    assert 5_000 <= Clock(1_000).now_ms() < 65_000
+    assert 9_000 <= Clock(9_000).now_ms() < 69_000
 
 
 async def test_an_invite_works_once(consortium: Consortium) -> None:

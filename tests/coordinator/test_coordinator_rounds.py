@@ -154,7 +154,8 @@ async def test_newer_session_supersedes(consortium: Consortium) -> None:
     await newer.attend("second")
     superseded = await site.next(msg.Superseded)
     assert isinstance(superseded, msg.Superseded) and "newer session" in superseded.reason
-    assert consortium.serving.hub.state.attached["alpha"].session == "second"
+    hub = consortium.serving.hub
+    await consortium.until(lambda: [a.session for a in hub.state.attached.values()] == ["second"])
 
 
 async def test_export_is_what_the_head_promises(consortium: Consortium) -> None:

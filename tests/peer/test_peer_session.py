@@ -8,10 +8,20 @@ import random
 from collections.abc import AsyncIterator
 
 import pytest
+from peer_world import HEARTBEAT_MS, FakeCoordinator, Site, an_order
 
 from fedtrain.core import messages as msg
-from fedtrain.errors import FedtrainError, RefusedError, StaleRound, StorageError, UnreachableError
-from fedtrain.peer.backoff import Backoff
+from fedtrain.core.orders import OrderKind
+from fedtrain.errors import (
+    BusyError,
+    FedtrainError,
+    RefusedError,
+    StaleRound,
+    StorageError,
+    UnreachableError,
+)
+from fedtrain.peer import desk
+from fedtrain.peer.backoff import Backoff, early_s
 from fedtrain.peer.session import Session
 
 WELCOME = msg.Welcome("vineyard", (1, 0), "1.0", 1, 20)
@@ -173,3 +183,95 @@ async def test_a_goodbye_ends_it_in_good_order() -> None:
     await task
     assert [type(message) for message in port.heard] == [msg.Hello, msg.Heartbeat, msg.Goodbye]
     assert port.sessions == 1
+
+
+class Noted(Backoff):
+    """Notes which pauses it was asked for, and waits for none of them."""
+
+    def __init__(self) -> None:
+        super().__init__(0.25, 8.0, random.Random(1))
+        self.told: list[float] = []
+        self.own = 0
+
+    def told_s(self, pause_s: float) -> float:
+        self.told.append(pause_s)
+        return 0.0
+
+    def next_s(self) -> float:
+        self.own += 1
+        return 0.0
+
+
+async def test_a_busy_coordinator_says_when_to_come_back() -> None:
+    """Its pause is kept in place of our own, as often as it asks; one that names none leaves us our own."""
+    port = Port([BusyError("full", 1_500)], [BusyError("full", 700)], [BusyError("full", 0)])
+    backoff = Noted()
+    session = Session(port, Desk(), backoff)
+    task = asyncio.create_task(session.keep())
+    async with asyncio.timeout(60):
+        await session.attached.wait()
+    assert (backoff.told, backoff.own) == ([1.5, 0.7], 1)
+    await end(task)
+
+
+def test_pauses_fill_the_whole_range_below_a_growing_ceiling() -> None:
+    """Full jitter: each pause is drawn evenly from nothing to its ceiling, which doubles up to the cap."""
+    ceilings = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
+    chance = random.Random(20261123)
+    courses = []
+    for _ in range(2_000):
+        backoff = Backoff(0.25, 8.0, chance)
+        courses.append([backoff.next_s() for _ in ceilings])
+    for number, ceiling in enumerate(ceilings):
+        tenths = [0] * 10
+        for course in courses:
+            tenths[int(10 * course[number] / ceiling)] += 1
+        assert min(tenths) > 140 and max(tenths) < 260, (number, tenths)
+
+
+def test_a_thousand_sites_do_not_return_in_step() -> None:
+    """After a long outage the knocks of a thousand sites spread over the cap: no 100 ms get 40 of them."""
+    chance = random.Random(7)
+    knocks = [0] * 80
+    for _ in range(1_000):
+        backoff = Backoff(0.25, 8.0, chance)
+        for _ in range(8):
+            pause_s = backoff.next_s()
+        knocks[int(pause_s * 10)] += 1
+    assert sum(knocks) == 1_000 and max(knocks) < 40
+
+
+def test_a_told_pause_is_never_cut_short() -> None:
+    """A little more than was asked for, never less; it leaves the own back-off where it is."""
+    backoff = Backoff(0.25, 8.0, random.Random(3))
+    pauses = [backoff.told_s(2.0) for _ in range(500)]
+    assert 2.0 <= min(pauses) < 2.01 and 2.24 < max(pauses) <= 2.25
+    assert backoff.next_s() <= 0.25
+
+
+def test_regular_beats_drift_apart() -> None:
+    """A beat comes up to a fifth early and never late."""
+    chance = random.Random(3)
+    paces = [early_s(20.0, chance) for _ in range(500)]
+    assert 16.0 <= min(paces) < 16.1 and 19.9 < max(paces) <= 20.0
+
+
+async def test_a_site_hurries_only_while_it_has_work(
+    site: Site, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At rest a sign of life is due every 20 s; an order in hand brings the next one forward."""
+    paces: list[float] = []
+
+    def noted(pause_s: float, chance: random.Random) -> float:
+        paces.append(pause_s)
+        return pause_s
+
+    monkeypatch.setattr(desk, "early_s", noted)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        while paces[-1] != 20.0:
+            await asyncio.sleep(0.001)
+        assert not coordinator.of(msg.Heartbeat)
+        coordinator.invite(an_order(0, OrderKind.SEED))
+        await coordinator.until(lambda: coordinator.of(msg.Heartbeat))
+        assert paces[-1] == HEARTBEAT_MS / 1000
