@@ -70,7 +70,20 @@ def note(text: str) -> None:
 
 def log_to_stderr() -> None:
     """For commands that serve until they are stopped: their log, one line an event."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(asctime)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _Lines(logging.Formatter):
+    """A line an event, with control characters escaped: reasons and versions are other people's words."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        # Indented, so that no line of an error's text passes for one of the log's.
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def render(document: Mapping[str, Any]) -> Group:

@@ -11,11 +11,13 @@ class Clock:
     """Wall-clock milliseconds that advance with the monotonic clock.
 
     The wall clock is read once, at the start. A jump of the machine's clock during a run then moves
-    no deadline; a restart takes up the new time.
+    no deadline; a restart takes up the new time, unless it lies before `at_least_ms`, the time of the
+    journal's last event: deadlines are set from that one, and a clock that was set back by a year
+    would let every round wait a year for its own.
     """
 
-    def __init__(self) -> None:
-        self._offset_ms = time.time_ns() // 1_000_000 - self.monotonic_ms()
+    def __init__(self, at_least_ms: int = 0) -> None:
+        self._offset_ms = max(time.time_ns() // 1_000_000, at_least_ms) - self.monotonic_ms()
 
     @staticmethod
     def monotonic_ms() -> int:

@@ -17,12 +17,13 @@ from fedtrain.core.cohort import expected_sites
 from fedtrain.core.orders import NAME, Order, OrderKind, order_id
 from fedtrain.core.spec import RunSpec
 from fedtrain.core.state import ENDED, RunState, State
-from fedtrain.errors import ConfigError, NotFoundError, RefusedError
+from fedtrain.errors import ConfigError, LocalError, NotFoundError, RefusedError
 from fedtrain.methods.aggregators import aggregator
 from fedtrain.methods.codecs import codec
 from fedtrain.methods.outer import outer
 from fedtrain.trust.identity import Role
 from fedtrain.trust.invites import encode_invite, make_invite
+from fedtrain.wire.convert import encode
 from fedtrain.wire.values import CHUNK_BYTES, Caller, Document, Export, ExportHead, InviteRequest
 
 _log = logging.getLogger(__name__)
@@ -87,25 +88,7 @@ class Operations:
         }
 
     async def _ask(self, spec: RunSpec, site: str, sites: tuple[str, ...]) -> Document:
-        order = Order(
-            id=order_id(spec.run, 1, 1, site),
-            kind=OrderKind.SEED,
-            run=spec.run,
-            round=1,
-            attempt=1,
-            site=site,
-            seed=spec.seed,
-            model=None,
-            steps=spec.steps,
-            evaluate=False,
-            parent="",
-            returned=(),
-            cohort=sites,
-            task=spec.task,
-            codec=spec.codec_up,
-            block_elements=spec.block_elements,
-            patience_ms=spec.patience_ms,
-        )
+        order = _first_order(spec, site, sites)
         if site not in self._hub.state.attached:
             return {"answer": "absent", "reasons": ["its agent is not attached"]}
         answer = await self._sessions.ask(site, msg.Inquiry(order.id, order), ANSWER_S)
@@ -232,6 +215,34 @@ def check_spec(state: State, spec: RunSpec) -> None:
             raise ConfigError(f"{value} is not above zero", key=key)
     if not 0 <= spec.quorum_share <= 1:
         raise ConfigError(f"{spec.quorum_share:g} is not a share between 0 and 1", key="rounds.quorum_share")
+
+    try:
+        encode(_first_order(spec, included[0], included))
+    except LocalError as error:
+        raise ConfigError(f"no site could be sent an order of this run: {error}") from error
+
+
+def _first_order(spec: RunSpec, site: str, cohort: tuple[str, ...]) -> Order:
+    """What a site is asked for at the start of the run."""
+    return Order(
+        id=order_id(spec.run, 1, 1, site),
+        kind=OrderKind.SEED,
+        run=spec.run,
+        round=1,
+        attempt=1,
+        site=site,
+        seed=spec.seed,
+        model=None,
+        steps=spec.steps,
+        evaluate=False,
+        parent="",
+        returned=(),
+        cohort=cohort,
+        task=spec.task,
+        codec=spec.codec_up,
+        block_elements=spec.block_elements,
+        patience_ms=spec.patience_ms,
+    )
 
 
 async def _pieces(path: Path) -> AsyncIterator[bytes]:

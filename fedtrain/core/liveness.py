@@ -11,6 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from fedtrain.core.orders import Progress
 
+STRIDE_BYTES = 1 << 20
+"""What a transfer has to bring, or all that is left of it, to count as moving. With the usual patience of
+60 s the slowest link is one of 140 kbit/s; a byte a second, in whatever messages, holds nothing up."""
+
 
 @dataclass(frozen=True)
 class Beat:
@@ -47,6 +51,21 @@ class Stalled:
     reason: str
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A transfer on its way: up to which byte it was when it last counted as moving, and when that was."""
+
+    size_bytes: int
+    marked_bytes: int
+    since_ms: int
+    patience_ms: int
+
+    @property
+    def end_ms(self) -> int:
+        """When it is given up, unless it moves before."""
+        return self.since_ms + self.patience_ms
+
+
 Pulses = Mapping[str, Pulse]
 
 
@@ -64,10 +83,18 @@ def hear(
 
 
 def expect(pulses: Pulses, site: str, order: str, now_ms: int, patience_ms: int) -> Pulses:
-    """From now on progress on this order is expected. Bytes of its upload count as progress too."""
+    """From now on progress on this order is expected. A stride of its upload (`carry`) is progress too."""
     pulse = pulses.get(site, Pulse(now_ms, patience_ms))
     beat = pulse.orders.get(order, Beat(-1, now_ms, patience_ms))
     return {**pulses, site: replace(pulse, orders={**pulse.orders, order: replace(beat, since_ms=now_ms)})}
+
+
+def carry(passage: Passage, received_bytes: int, now_ms: int) -> Passage:
+    """The transfer is at this byte: the same passage again, unless a whole stride has come since its mark."""
+    stride = min(STRIDE_BYTES, passage.size_bytes - passage.marked_bytes)
+    if received_bytes - passage.marked_bytes < max(stride, 1):
+        return passage
+    return replace(passage, marked_bytes=received_bytes, since_ms=now_ms)
 
 
 def settle(pulses: Pulses, site: str, order: str) -> Pulses:

@@ -19,7 +19,8 @@ from fedtrain.errors import BadUpdate, RemoteError
 ENTRIES_MAX = 100_000
 ELEMENTS_MAX = 1 << 40
 DIMENSIONS_MAX = 16
-TEXT_CHARACTERS_MAX = 32 << 20
+TEXT_CHARACTERS_MAX = 4 << 20
+"""Nothing larger crosses the wire, beside which it has to fit into one message."""
 DTYPES = ("float32",)
 SCOPES = ("shared", "private")
 ROLES = ("averaged", "optimised")
@@ -105,12 +106,23 @@ class Layout:
             raise BadUpdate(f"layout: {len(text)} characters, at most {TEXT_CHARACTERS_MAX} are read")
         if text.count('"name"') > ENTRIES_MAX:
             raise BadUpdate(f"layout: more than {ENTRIES_MAX} entries")
+        check_brackets(text, text.count('"name"'), 1, "layout")
         try:
             return canonical.decode(cls, text)
         except BadUpdate:
             raise
         except RemoteError as error:
             raise BadUpdate(f"layout: {error}") from error
+
+
+def check_brackets(text: str, num_entries: int, lists_per_entry: int, what: str) -> None:
+    """Refuse a document of more objects and lists than its entries need, before any of them is made.
+
+    An empty list takes two characters in the text and 64 bytes in memory. Two objects and one list may
+    stand around the entries.
+    """
+    if text.count("{") > num_entries + 2 or text.count("[") > lists_per_entry * num_entries + 1:
+        raise BadUpdate(f"{what}: more brackets than {num_entries} entries have")
 
 
 def _check_entry(entry: Entry) -> None:

@@ -30,10 +30,12 @@ from fedtrain.methods.files import (
     read_exactly,
     write_exactly,
 )
-from fedtrain.methods.layout import DIMENSIONS_MAX, ELEMENTS_MAX, ENTRIES_MAX, Layout
+from fedtrain.methods.layout import DIMENSIONS_MAX, ELEMENTS_MAX, ENTRIES_MAX, Layout, check_brackets
 from fedtrain.methods.vectors import ELEMENT_BYTES, Floats, square_sums
 
-HEADER_BYTES_MAX = 32 << 20
+HEADER_BYTES_MAX = 4 << 20
+"""As for the layout, whose entries are longer than a tensor's description here."""
+
 _STREAM_ELEMENTS = 1 << 18
 _VERSION = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _METADATA = {"layout_digest", "run", "version"}
@@ -217,7 +219,9 @@ def _read_header(descriptor: int, size_bytes: int) -> bytes:
 
 def _strict_json(header: bytes) -> dict[str, Any]:
     try:
-        plain = json.loads(header, object_pairs_hook=_unique_keys)
+        text = header.decode()
+        check_brackets(text, text.count('"dtype"'), 2, "model")
+        plain = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise BadUpdate(f"model: its header is not valid JSON ({str(error)[:120]})") from error
     if not isinstance(plain, dict):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from coordinator_world import Consortium, two_sites, whole_mean
 
+from fedtrain.errors import IntegrityError
+
 
 def flip(path: Path) -> None:
     """Change one bit of a file."""
@@ -37,3 +39,19 @@ async def test_a_damaged_update_is_asked_for_again(consortium: Consortium, harm)
     assert abandoned.version is None and "the stored update of alpha is" in abandoned.reason
     assert closed.counted == (order.id, other.id)
     whole_mean(hub.versions.public("tiny", 1), 3.0)
+
+
+async def test_a_damaged_model_is_never_served(consortium: Consortium) -> None:
+    """A site that asks for it hears why it comes no more; the log names the file for whoever repairs it."""
+    first, _ = await two_sites(consortium)
+    order = await first.order()
+    assert order.model is not None
+    _, blob, size_bytes = order.model.chain[0]
+    flip(consortium.serving.hub.blobs.path(blob))
+    # A start later than the last proof: what was written in this life is not read again at once.
+    await consortium.restart()
+    await first.client.connect()
+    with pytest.raises(IntegrityError, match="its operator has to restore it"):
+        async for _ in first.client.fetch(blob):
+            continue
+    assert not consortium.serving.hub.blobs.has(blob) and size_bytes > 0

@@ -79,7 +79,7 @@ RECEIPT = {"blob": "d" * 64, "epoch": 1, "signed_ms": 5, "signature": "s"}
 
 
 def test_an_order_from_invitation_to_publication() -> None:
-    """Consent before work, an upload, bytes kept behind the receipt, nothing left once a version counts them."""
+    """Consent before work, an upload, bytes kept behind the receipt, nothing left once they count."""
     site = Site()
     received = site.tell(agent.OrderReceived, order=FIRST)
     assert received == [accepted(FIRST.id), agent.Prepare(FIRST)]

@@ -3,7 +3,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtrain.core.liveness import Lost, Pulses, Stalled, expect, forget, hear, settle, verdicts
+from fedtrain.core.liveness import (
+    STRIDE_BYTES,
+    Lost,
+    Passage,
+    Pulses,
+    Stalled,
+    carry,
+    expect,
+    forget,
+    hear,
+    settle,
+    verdicts,
+)
 from fedtrain.core.orders import Progress
 
 ORDER = "run.1.1.a"
@@ -79,3 +91,39 @@ def test_nobody_who_shows_himself_in_time_is_lost(beats: list[int]) -> None:
         found, next_ms = verdicts(pulses, now_ms)
         assert found == () and next_ms is not None and next_ms > now_ms
         pulses = hear(pulses, "a", now_ms, 100)
+
+
+def test_a_transfer_moves_by_whole_strides() -> None:
+    """One byte less than a stride is no sign of progress, a stride is; the mark is where it was seen."""
+    passage = Passage(3 * STRIDE_BYTES, 0, 0, 100)
+    assert carry(passage, STRIDE_BYTES - 1, 50) is passage
+    moved = carry(passage, STRIDE_BYTES + 7, 60)
+    assert (moved.marked_bytes, moved.since_ms, moved.end_ms) == (STRIDE_BYTES + 7, 60, 160)
+    assert carry(moved, 2 * STRIDE_BYTES + 6, 90) is moved
+
+
+def test_the_rest_of_a_transfer_is_a_stride() -> None:
+    """A transfer below a stride, or the last piece of a long one, moves when it is whole, once."""
+    passage = Passage(10, 0, 0, 100)
+    assert carry(passage, 9, 50) is passage
+    whole = carry(passage, 10, 60)
+    assert whole.since_ms == 60
+    assert carry(whole, 10, 90) is whole
+
+
+@given(
+    pieces=st.lists(st.tuples(st.integers(0, 3 * STRIDE_BYTES), st.integers(0, 99)), max_size=30),
+    size=st.integers(1, 20 * STRIDE_BYTES),
+)
+def test_patience_is_bought_with_bytes(pieces: list[tuple[int, int]], size: int) -> None:
+    """However bytes are cut into pieces, the clock is set back at most once for each stride, and once for the
+    rest: so a transfer lasts at most that many patiences."""
+    passage = Passage(size, 0, 0, 100)
+    now_ms = received = moves = 0
+    for more, gap_ms in pieces:
+        now_ms, received = now_ms + gap_ms, min(size, received + more)
+        after = carry(passage, received, now_ms)
+        moves += after is not passage
+        passage = after
+        assert received - passage.marked_bytes < STRIDE_BYTES
+    assert moves <= received // STRIDE_BYTES + 1

@@ -93,4 +93,3 @@ def test_a_site_hears_which_of_its_orders_are_over() -> None:
     script.lose("a")
     effects = script.attach("a", holding=(first, "gone.1.1.a"))
     assert effects[:2] == [f"cancel a {first}: it is over", "cancel a gone.1.1.a: it is over"]
-
