@@ -91,6 +91,12 @@ class StaleEpoch(UnreachableError):
     code = "stale_epoch"
 
 
+class OfferAgain(UnreachableError):
+    """The coordinator that knew of this upload is gone, and the one that answers has to hear of it first."""
+
+    code = "offer_again"
+
+
 class BusyError(FedtrainError):
     """Too many came at once; nothing is wrong.
 

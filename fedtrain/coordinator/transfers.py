@@ -32,6 +32,7 @@ from fedtrain.errors import (
     IntegrityError,
     LocalError,
     NotFoundError,
+    OfferAgain,
     RemoteError,
     StaleRound,
     StorageError,
@@ -208,7 +209,7 @@ class Transfers:
     def _offered(self, site: str, digest: str) -> Incoming:
         incoming = self._incoming.get(site, {}).get(digest)
         if incoming is None:
-            raise StaleRound("nothing was offered with this digest: offer it again")
+            raise OfferAgain("nothing was offered with this digest since this coordinator started")
         return incoming
 
     async def _take_in(

@@ -23,6 +23,7 @@ from fedtrain.core.orders import Order, OrderKind, Progress, Result
 from fedtrain.core.ports import JournalPort
 from fedtrain.errors import (
     BadMailbox,
+    BusyError,
     FedtrainError,
     IntegrityError,
     LocalError,
@@ -196,7 +197,7 @@ class Agent:
                 if not await in_thread(self._lies_in_mailbox, order.id):
                     await self._post(order)
                 break
-            except UnreachableError as error:
+            except (UnreachableError, BusyError) as error:
                 _log.info("%s: its model has not come yet: %s", order.id, error)
                 await self._wait_for_link(backoff)
             except FedtrainError as error:
@@ -225,7 +226,7 @@ class Agent:
             try:
                 receipt = await self._outbox.deliver(order, result)
                 break
-            except (UnreachableError, StorageError) as error:
+            except (UnreachableError, StorageError, BusyError) as error:
                 _log.warning("%s: its upload goes on later: %s", order.id, error)
                 await self._wait_for_link(backoff)
             except FedtrainError as error:

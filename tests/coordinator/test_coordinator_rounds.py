@@ -12,7 +12,15 @@ from coordinator_world import Consortium, ScriptedSite, client_of, spec_of, two_
 from fedtrain.core import messages as msg
 from fedtrain.core.orders import OrderKind
 from fedtrain.core.state import Phase, Standing
-from fedtrain.errors import BadSignature, BadUpdate, Equivocation, RemoteError, StaleRound, UnknownSite
+from fedtrain.errors import (
+    BadSignature,
+    BadUpdate,
+    Equivocation,
+    OfferAgain,
+    RemoteError,
+    StaleRound,
+    UnknownSite,
+)
 
 
 async def whole_round(*sites: ScriptedSite, values: tuple[float, ...], weights: tuple[int, ...]) -> None:
@@ -66,6 +74,24 @@ async def test_same_commit_gets_the_same_receipt(consortium: Consortium) -> None
     await consortium.restart()
     await first.client.connect()
     assert await first.client.commit(first.commit(order, path)) == receipt
+
+
+async def test_an_upload_goes_on_at_a_restarted_coordinator(consortium: Consortium) -> None:
+    """Between offer and commit it asks for the offer again, keeps the bytes that it has, and counts once."""
+    first, _ = await two_sites(consortium)
+    order = await first.order()
+    path = first.make_file(order, 1.0)
+    commit = first.commit(order, path)
+    offer = msg.Offer(order.id, commit.digest, commit.size_bytes)
+    await first.client.offer(offer)
+    await first.client.send_file(path, commit.digest, commit.size_bytes)
+    await consortium.restart()
+    await first.client.connect()
+    for call in (first.client.send_file(path, commit.digest, commit.size_bytes), first.client.commit(commit)):
+        with pytest.raises(OfferAgain):
+            await call
+    assert (await first.client.offer(offer)).offset == commit.size_bytes
+    assert (await first.client.commit(commit)).outcome == "stored"
 
 
 async def test_second_story_is_refused_and_journaled(consortium: Consortium) -> None:

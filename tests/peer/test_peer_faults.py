@@ -9,7 +9,15 @@ from peer_world import LAYOUT, FakeCoordinator, Site, Versions, an_order, settle
 
 from fedtrain.core import messages as msg
 from fedtrain.core.orders import OrderKind, Result
-from fedtrain.errors import BadUpdate, StaleRound, StorageError, UnreachableError
+from fedtrain.errors import (
+    BadUpdate,
+    BusyError,
+    FedtrainError,
+    OfferAgain,
+    StaleRound,
+    StorageError,
+    UnreachableError,
+)
 from fedtrain.storage.mailbox import Mailbox
 
 
@@ -68,6 +76,23 @@ async def test_a_restarted_agent_goes_on_from_its_journal(
     hellos = coordinator.of(msg.Hello)
     assert [hello.holding for hello in hellos] == [(), (order.id,)]
     assert len({hello.session for hello in hellos}) == len(hellos)
+
+
+@pytest.mark.parametrize("again", [OfferAgain("a new coordinator"), BusyError("8 transfers")], ids=type)
+async def test_an_upload_that_a_new_coordinator_does_not_know_is_offered_again(
+    site: Site, coordinator: FakeCoordinator, versions: Versions, again: FedtrainError
+) -> None:
+    """A coordinator that restarted between offer and commit costs the site nothing but the second offer."""
+    order = an_order(1, model=versions.ref(0))
+    coordinator.refusal = again
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(order)
+        await site.claim()
+        site.hand_in(order)
+        await settled(agent)
+    assert [commit.order for commit in coordinator.commits] == [order.id]
+    assert not site.entries("UploadRefused")
 
 
 async def test_a_refused_upload_is_dropped(site: Site, coordinator: FakeCoordinator) -> None:
