@@ -15,14 +15,15 @@ THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 START = start=$$(date +%s)
 TOOK = echo "make $@: done in $$(( $$(date +%s) - start )) s"
 
-.PHONY: help setup demo test check sim bench protos clean
+.PHONY: help setup demo test check sim chaos bench protos clean
 
 help:
 	@echo "make setup          virtual environment in $(VENV) (again only when its inputs change)"
 	@echo "make demo           a whole consortium on this machine; options in ARGS="
 	@echo "make test           unit tests on two workers, then the slow ones one by one"
 	@echo "make check          lint, format, types, generated code"
-	@echo "make sim SEEDS=n    simulated worlds, one per seed"
+	@echo "make sim SEEDS=n    simulated worlds, one per seed; ARGS='--seed 7 --minimise' shrinks one that fails"
+	@echo "make chaos          real processes under kills, resets, partitions; options in ARGS="
 	@echo "make bench          every benchmark; BENCH= for the long form"
 	@echo "make protos         generate the wire code again"
 	@echo "make clean          remove caches and build outputs; $(VENV) stays"
@@ -53,6 +54,9 @@ check: $(READY)
 
 sim: $(READY)
 	@$(START); $(BIN)/python -m fedtrain.sim --seeds $(SEEDS) $(ARGS) && $(TOOK)
+
+chaos: $(READY)
+	@$(START); $(BIN)/python -m benchmarks.chaos $(ARGS) && $(TOOK)
 
 bench: $(READY)
 	@$(START); for script in benchmarks/*.py; do \

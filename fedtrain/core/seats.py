@@ -32,14 +32,14 @@ def consented(state: State, run: RunState, event: ev.ConsentGiven) -> Turn:
 
 def refused(state: State, run: RunState, event: ev.ConsentRefused) -> Turn:
     """The site's contract says no: the round goes on without it, and it is not asked again soon."""
-    run, site, seat = _given_up(run, event.order, AT_WORK)
+    run, site, seat = _given_up(run, event.order, AT_WORK | {Standing.LATE})
     if not site:
         return run, NOTHING
     reason = "; ".join(event.reasons) or "no reason given"
     attached = state.attached.get(site)
     exclusion = Excluded(reason, attached.session if attached else "")
     run = replace(run, excluded=put(run.excluded, site, exclusion))
-    if seat is not None:
+    if seat is not None and seat.standing in AT_WORK:  # a late one's round is closed; it still said no
         run = with_seat(run, site, replace(seat, standing=Standing.REFUSED, reason=reason))
     return run, NOTHING
 

@@ -105,9 +105,7 @@ def _booted(state: State, event: ev.Booted) -> tuple[State, tuple[Effect, ...]]:
     """A new life: nobody is attached yet, and whatever was under way is asked for again."""
     if event.epoch <= state.fenced:
         return state, (Retire(state.fenced),)
-    state = replace(
-        state, epoch=event.epoch, place=event.place, fenced=0, booted_ms=event.at_ms, attached={}
-    )
+    state = replace(state, epoch=event.epoch, place=event.place, fenced=0, booted_ms=event.at_ms, attached={})
     effects = resume(state)
     state, more = _every_run(state, lambda run: (run, NOTHING))
     return state, (*effects, *more)

@@ -5,15 +5,22 @@ over in-memory ports. What the real shells do around them is modelled small here
 account of its own listens to everything and compares; the same seed gives the same trace, bit for
 bit. `python -m fedtrain.sim --help` says how to run many worlds and how to repeat one.
 
-    clock        virtual milliseconds and what is due when
+    clock        virtual milliseconds, what is due when, and the clocks on machines' walls
+    chance       independent streams of numbers, and a key for every fault
+    choice       which part of a world happens: all of it, or what is left of it
+    minimise     the smallest part of a failing world that still fails
     scene        what every part of a world shares: clock, chance, plan, transcript
-    plan         what a seed draws: sites, runs, fault rates
-    process      something that lives, crashes at a chosen place, and starts again
-    network      messages lost, doubled, delayed, reordered, cut off
+    plan         what a seed draws: sites, runs, a standby, with the rates of `faults`
+    process      something that lives, stops, crashes at a chosen place, and starts again
+    disk         journals that refuse, blobs, partial transfers, flipped bits
+    calls        what travels, over the `network`: lost, doubled, delayed, slow, cut off one way or both
     numbers      tiny vectors, their digests, one round's arithmetic by `methods`
-    coordinator  the coordinator's shell, with its disk and its aggregation
-    site         the agent's shell, with its outbox and its models
+    coordinator  the coordinator's shell, with its `sessions`, its `intake` of blobs, its `making` of versions
+    succession   backups, restores, a standby that takes over
+    site         the agent's shell, with its calls (`asking`), `outbox` and `models`
     trainer      the process that works for a while, dies, hangs or fails
-    auditor      the account that does not ask the core, with `ledger` and `recomputation`
+    liar         somebody with a site's certificate and bad intent
+    auditor      the account that does not ask the core: a `history` per journal, with `ledger` and
+                 `recomputation`
     world        all of it, from a seed to a verdict
 """

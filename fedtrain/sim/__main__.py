@@ -1,4 +1,4 @@
-"""`python -m fedtrain.sim`: many worlds with a summary line, or one in full."""
+"""`python -m fedtrain.sim`: many worlds with a summary line, one in full, or as much of it as fails."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
-from fedtrain.errors import EXIT_BUG, EXIT_DONE
+from fedtrain.errors import EXIT_BUG, EXIT_DONE, ConfigError
+from fedtrain.sim.choice import EVERYTHING, Choice, read_choice
+from fedtrain.sim.minimise import minimise
 from fedtrain.sim.world import Outcome, SeedFailed, World, hold
 
 
@@ -24,29 +27,72 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one per core)"
     )
+    _add_choice(parser)
     chosen = parser.parse_args(arguments)
-    if chosen.seed is not None:
-        return _one(chosen.seed, chosen.transcript)
+    try:
+        choice = read_choice(chosen.only, chosen.without, chosen.sites, chosen.runs, chosen.rounds)
+        if chosen.seed is None:
+            if chosen.minimise or choice != EVERYTHING:
+                parser.error("only one world has parts to choose from: name it with --seed")
+            return _many(range(chosen.first, chosen.first + chosen.seeds), chosen.jobs)
+        if chosen.minimise:
+            return _smallest(chosen.seed, choice)
+        return _one(chosen.seed, choice, chosen.transcript)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def _many(seeds: range, jobs: int) -> int:
+    """One world after the other, up to the first that fails."""
     begin_s = time.perf_counter()
     faults: Counter[str] = Counter()
     events = 0
-    seeds = range(chosen.first, chosen.first + chosen.seeds)
-    # A world is a few hundredths of a second: seeds travel in batches, and results keep their order.
-    with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn")) as pool:
-        for outcome in pool.map(hold, seeds, chunksize=8):
-            if isinstance(outcome, str):
-                print(outcome, file=sys.stderr)
-                pool.shutdown(cancel_futures=True)
-                return EXIT_BUG
-            faults += outcome.faults
-            events += outcome.events
-    print(_summary(chosen.seeds, events, faults, time.perf_counter() - begin_s))
+    for outcome in _outcomes(seeds, jobs):
+        if isinstance(outcome, str):
+            print(outcome, file=sys.stderr)
+            return EXIT_BUG
+        faults += outcome.faults
+        events += outcome.events
+    print(_summary(len(seeds), events, faults, time.perf_counter() - begin_s))
     return EXIT_DONE
 
 
-def _one(seed: int, transcript: bool) -> int:
+def _outcomes(seeds: range, jobs: int) -> Iterator[Outcome | str]:
+    """In the order of the seeds. A world is a few hundredths of a second, so seeds travel in batches."""
+    if jobs == 1:
+        yield from map(hold, seeds)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(hold, seeds, chunksize=8)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Options that repeat a part of one world, or look for the part that matters."""
+    faults = "faults, by key as in a transcript: 'crash/site-a/2; message lost/site-a>coordinator/3,7-9'"
+    parser.add_argument("--minimise", action="store_true", help="with --seed: the smallest world that fails")
+    parser.add_argument("--only", metavar="FAULTS", help=f"with --seed: no other {faults}")
+    parser.add_argument("--without", default="", metavar="FAULTS", help="with --seed: none of these")
+    parser.add_argument("--sites", default="", metavar="A,B", help="with --seed: only these sites")
+    parser.add_argument("--runs", default="", metavar="A,B", help="with --seed: only these runs")
+    parser.add_argument("--rounds", type=int, metavar="N", help="with --seed: at most N rounds a run")
+
+
+def _smallest(seed: int, choice: Choice) -> int:
+    """The smallest world of this seed that fails, in full."""
+    minimum = minimise(seed, choice)
+    if minimum is None:
+        print(f"seed {seed}: its world holds, there is nothing to minimise")
+        return EXIT_DONE
+    print(minimum.text())
+    return EXIT_BUG
+
+
+def _one(seed: int, choice: Choice, transcript: bool) -> int:
     """One world in this process, with everything that happened in it if asked."""
-    world = World(seed)
+    world = World(seed, choice)
     begin_s = time.perf_counter()
     try:
         outcome: Outcome | None = world.run()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fedtrain.core import effects as fx
@@ -32,6 +33,12 @@ class Fate(enum.StrEnum):
 
 
 AT_WORK = (Fate.INVITED, Fate.WORKING)
+RECOVERY_MS = 60_000
+"""So long after faults every process that was stopped, down or to be restored is back."""
+
+SLACK_MS = 15_000
+"""A round may be open for so much longer than its deadline: a restart within it takes its time."""
+
 KEPT = (*AT_WORK, Fate.STORED, Fate.DONE)
 """Fates that keep a seat when an attempt is abandoned."""
 
@@ -52,17 +59,22 @@ class Account:
 class Ledger:
     """The account of one run.
 
+    Args:
+        honest: order -> digest of the only right answer to it, "" if there is none.
+
     Attributes:
         chain: its versions, recomputed.
         ended: how it ended, "" while it goes on.
     """
 
-    def __init__(self, spec: RunSpec, chain: Chain) -> None:
+    def __init__(self, spec: RunSpec, chain: Chain, honest: Callable[[Order], str]) -> None:
         self.spec = spec
         self.chain = chain
+        self._honest = honest
         self.orders: dict[str, Account] = {}
         self.ended = ""
         self._round = (0, 0)
+        self._opened_ms = 0
         self._closed: fx.Aggregate | None = None
         self._parents: dict[str, str] = {}
         self._returned: dict[str, tuple[str, ...]] = {}
@@ -91,14 +103,19 @@ class Ledger:
                 self._free(event.order)
                 self._turn(event.order, (*AT_WORK, Fate.LOST), Fate.FAILED)
             case ev.EvaluationStored():
-                self._turn(event.order, (*AT_WORK, Fate.LOST), Fate.DONE)
+                account = self.orders.get(event.order)
+                if account and account.order.kind is OrderKind.EVALUATE:
+                    self._turn(event.order, (*AT_WORK, Fate.LOST), Fate.DONE)
             case ev.UpdateStored():
                 self._free(event.order)
+            case ev.BlobDamaged():
+                self._damaged(event)
             case ev.SiteLost():
                 self._busy.pop(event.site, None)
                 self._turn_site(event.site, AT_WORK, Fate.LOST)
             case ev.SiteAttached():
-                self._refusals.pop(event.site, None)
+                if self._refusals.get(event.site) != event.session:
+                    self._refusals.pop(event.site, None)  # else an old hello came again: nothing is new
                 if self._busy.get(event.site) not in event.holding:
                     self._busy.pop(event.site, None)
                 if self._closed is None:
@@ -108,6 +125,22 @@ class Ledger:
             case ev.RunResumed():
                 self._paused = False
                 self._refusals.clear()
+
+    def _damaged(self, event: ev.BlobDamaged) -> None:
+        """The disk lost an update: nothing of it counts, until the site has sent it again.
+
+        One that came late goes back into its site's residual; there is nobody else to bring it.
+        """
+        for account in self.orders.values():
+            if account.blob != event.blob or account.versions or not account.outcome:
+                continue
+            if account.outcome == "late_next_round":
+                site = account.order.site
+                account.outcome = "late_residual"
+                self._returned[site] = (*self._returned.get(site, ()), account.order.id)
+            elif account.seated and account.fate is Fate.STORED:
+                account.fate, account.outcome, account.blob = Fate.WORKING, "", ""
+            self._closed = None
 
     def _free(self, order: str) -> None:
         """The site is not at work on this order any more, if it was late with it."""
@@ -138,6 +171,8 @@ class Ledger:
             "I1",
             f"{effect.order} was acknowledged without being stored",
         )
+        right = self._honest(account.order)
+        demand(right in ("", effect.blob), "I2", f"{effect.order} was answered with other work than its own")
         account.outcome, account.blob = effect.outcome, effect.blob
         if isinstance(event, ev.ModelSeeded):
             account.fate = Fate.DONE
@@ -163,14 +198,14 @@ class Ledger:
 
     # -- rounds -----------------------------------------------------------------------------------
 
-    def invited(self, effect: fx.Invite, sessions: dict[str, str]) -> None:
+    def invited(self, effect: fx.Invite, sessions: dict[str, str], now_ms: int) -> None:
         """An order is handed out, for the first time or again."""
         order = effect.order
         known = self.orders.get(order.id)
         if known is not None:
             demand(known.order == order, "I1", f"{order.id} was handed out again with another content")
             return
-        self.opened(order.round, order.attempt)
+        self.opened(order.round, order.attempt, now_ms)
         where = f"{order.id} was handed out"
         demand((order.round, order.attempt) == self._round, "I3", f"{where} in round {self._round}")
         demand(order.parent == self._parents.get(order.site, ""), "I1", f"{where} from parent {order.parent}")
@@ -196,7 +231,7 @@ class Ledger:
             told = (order.model.version, order.model.digest)
             demand(told == (newest, self.chain.digests[newest]), "I3", f"{order.id} starts from {told}")
 
-    def opened(self, index: int, attempt: int) -> None:
+    def opened(self, index: int, attempt: int, now_ms: int) -> None:
         """An attempt begins; who has left the last one has no seat any more."""
         if (index, attempt) <= self._round:
             return
@@ -205,6 +240,7 @@ class Ledger:
             if over or account.fate not in KEPT:
                 account.seated = False
         self._round = (index, attempt)
+        self._opened_ms = now_ms
         self._unrecorded.add(self._round)
         self._new_attempt = True
         self._closed = None
@@ -226,6 +262,14 @@ class Ledger:
         ]
         missing = [site for site in free if site not in seats]
         demand(not missing, "I10", f"round {self._round} has no seat for {missing}")
+
+    def in_time(self, now_ms: int, clear_ms: int) -> None:
+        """I10 by true time: once faults are over, no attempt is open for longer than its deadline."""
+        if self.ended or self._closed is not None or self._round not in self._unrecorded:
+            return
+        open_ms = now_ms - max(self._opened_ms, clear_ms + RECOVERY_MS)
+        most_ms = self.spec.deadline_ms + SLACK_MS
+        demand(open_ms <= most_ms, "I10", f"round {self._round} is open for {open_ms} ms")
 
     def aggregate(self, effect: fx.Aggregate) -> None:
         """A round is closed: what it counts has to be what was acknowledged for it, and a quorum."""
@@ -267,6 +311,11 @@ class Ledger:
         held = sum(self._weights[account.order.site] for account in fresh)
         enough = held / total >= self.spec.quorum_share - 1e-6
         demand(enough, "I7", f"round {index} closed with a share of {held / total:.2f}")
+
+    def blobs_max(self) -> int:
+        """Blobs that this run may need: the way to its newest version, updates, and uploads under way."""
+        ways = 2 + 2 * self.spec.snapshot_every
+        return ways + 4 * len({account.order.site for account in self.orders.values()})
 
     # -- records ------------------------------------------------------------------------------------
 

@@ -1,67 +1,43 @@
-"""Messages between the coordinator and its sites: lost, doubled, delayed, out of order, cut off.
+"""Messages between coordinators and sites: lost, doubled, delayed, out of order, cut off, queued.
 
 Worse than the real transport, which keeps the order within a session: whatever holds here holds
-there. Nothing is lost or doubled once faults are over, but delays still vary.
+there. Nothing is lost or doubled once faults are over, but delays still vary, and a slow link stays
+slow.
 """
 
 from __future__ import annotations
 
+import enum
+import random
 from dataclasses import dataclass
 
-from fedtrain.core import messages as msg
+from fedtrain.sim.calls import Envelope, Request, Response, data_bytes
 from fedtrain.sim.process import Process
 from fedtrain.sim.scene import Scene
 
-COORDINATOR = "coordinator"
+
+class Blocked(enum.StrEnum):
+    """What does not pass a cut link."""
+
+    ALL = "everything"
+    DATA = "data"  # tensors; words and heartbeats pass
+    SESSION = "the session"  # a half-open one: calls pass
 
 
 @dataclass(frozen=True)
-class Envelope:
-    """A message of a session; `epoch` is the coordinator's, 0 from a site."""
+class Cut:
+    """A link that does not carry everything until then."""
 
-    session: str
-    epoch: int
-    message: msg.FromPeer | msg.ToPeer
+    until_ms: int
+    blocked: Blocked
 
-
-@dataclass(frozen=True)
-class Fetch:
-    """A site asks for a blob on the way to a version."""
-
-    digest: str
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A blob's bytes."""
-
-    digest: str
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A call was answered with an error."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """One call of a site; an upload's bytes travel with its commit."""
-
-    call: int
-    body: Fetch | msg.Offer | msg.Commit
-    payload: bytes = b""
-
-
-@dataclass(frozen=True)
-class Response:
-    """The answer to a call."""
-
-    call: int
-    epoch: int
-    body: Blob | msg.Missing | msg.Receipt | Refusal
+    def stops(self, body: Envelope | Request | Response, now_ms: int) -> bool:
+        """Whether this does not pass now."""
+        if now_ms >= self.until_ms:
+            return False
+        if self.blocked is Blocked.DATA:
+            return data_bytes(body) > 0
+        return self.blocked is Blocked.ALL or isinstance(body, Envelope)
 
 
 class Network:
@@ -69,9 +45,11 @@ class Network:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
+        self._rates = {site.name: site.link_bytes_per_s for site in scene.plan.sites}
         self._processes: dict[str, Process] = {}
-        self._cut_until_ms: dict[str, int] = {}
-        self._newest_ms: dict[tuple[str, str], int] = {}
+        self._cuts: dict[str, Cut] = {}
+        self._newest_ms: dict[str, int] = {}
+        self._free_ms: dict[str, int] = {}
 
     def connect(self, process: Process) -> None:
         """From now on messages reach this process while it is up."""
@@ -80,43 +58,62 @@ class Network:
     def send(self, source: str, target: str, body: Envelope | Request | Response) -> None:
         """Carry a message, more or less."""
         scene, rates = self._scene, self._scene.plan.rates
-        site = source if target == COORDINATOR else target
-        if scene.clock.now_ms < self._cut_until_ms.get(site, 0):
+        link, now_ms = f"{source}>{target}", scene.clock.now_ms
+        cut = self._cuts.get(link)
+        if cut is not None and cut.stops(body, now_ms):
             scene.faults["message cut off"] += 1
             return
-        if scene.strikes(rates.lost, "message lost"):
+        if scene.strikes(rates.lost, "message lost", link):
             return
-        copies = 2 if scene.strikes(rates.doubled, "message doubled") else 1
+        copies = 2 if scene.strikes(rates.doubled, "message doubled", link) else 1
         for _ in range(copies):
-            delay_ms = scene.chance.randint(1, 40)
-            if scene.strikes(rates.slow, "message delayed"):
-                delay_ms += scene.chance.randint(500, 20_000)
-            self._carry(source, target, body, scene.clock.now_ms + delay_ms)
+            delay_ms = self._queued_ms(link, source, target, body)
+            delay_ms += scene.chance.stream("delay", link).randint(1, 40)
+            if how := scene.strikes(rates.slow, "message delayed", link):
+                delay_ms += how.randint(500, 20_000)
+            self._carry(link, source, target, body, now_ms + delay_ms)
 
     def threaten(self, gap_ms: int) -> None:
         """Cut some sites off now and then, until faults are over."""
-        scene = self._scene
-        delay_ms = int(scene.chance.expovariate(1 / gap_ms))
-        if scene.clock.now_ms + delay_ms >= scene.plan.clear_ms:
-            return
+        self._scene.recur(gap_ms, "partition", "network", self._partition)
 
-        def strike() -> None:
-            sites = [name for name in self._processes if name != COORDINATOR]
-            cut = scene.chance.sample(sites, scene.chance.randint(1, len(sites)))
-            end_ms = min(scene.clock.now_ms + scene.chance.randint(1_000, 30_000), scene.plan.clear_ms)
-            for site in cut:
-                self._cut_until_ms[site] = end_ms
-            scene.faults["partition"] += 1
-            scene.note("network", "cuts off", ", ".join(cut))
-            self.threaten(gap_ms)
+    def cut(self, source: str, target: str, until_ms: int, blocked: Blocked = Blocked.ALL) -> None:
+        """Nothing of that kind passes in this direction until then."""
+        self._cuts[f"{source}>{target}"] = Cut(until_ms, blocked)
 
-        scene.clock.after(delay_ms, strike)
+    def _partition(self, how: random.Random) -> None:
+        """Both directions or one; everything, or only the session, or only data."""
+        coordinators = [name for name, process in self._processes.items() if process.kind == "coordinator"]
+        sites = [name for name in self._processes if name not in coordinators]
+        cut = how.sample(sites, how.randint(1, len(sites)))
+        until_ms = min(self._scene.clock.now_ms + how.randint(1_000, 30_000), self._scene.plan.clear_ms)
+        blocked = how.choice((Blocked.ALL, Blocked.ALL, Blocked.SESSION, Blocked.DATA))
+        ways = how.choice(("both ways", "both ways", "upwards", "downwards"))
+        for site in cut:
+            for coordinator in coordinators:
+                if ways != "downwards":
+                    self.cut(site, coordinator, until_ms, blocked)
+                if ways != "upwards":
+                    self.cut(coordinator, site, until_ms, blocked)
+        self._scene.note("network", "cuts off", f"{blocked} of {', '.join(cut)} {ways}")
 
-    def _carry(self, source: str, target: str, body: object, at_ms: int) -> None:
-        link = (source, target)
-        if at_ms < self._newest_ms.get(link, 0):
+    def _queued_ms(self, link: str, source: str, target: str, body: Envelope | Request | Response) -> int:
+        """How long its bytes take, behind those that went before on this link."""
+        size_bytes = data_bytes(body)
+        rate = self._rates.get(source) or self._rates.get(target)
+        if not size_bytes or not rate:
+            return 0
+        now_ms = self._scene.clock.now_ms
+        free_ms = max(now_ms, self._free_ms.get(link, 0)) + size_bytes * 1_000 // rate
+        self._free_ms[link] = free_ms
+        return free_ms - now_ms
+
+    def _carry(self, link: str, source: str, target: str, body: object, at_ms: int) -> None:
+        newest_ms = self._newest_ms.get(link, 0)
+        if at_ms < newest_ms:
             self._scene.faults["message overtaken"] += 1
-        self._newest_ms[link] = max(at_ms, self._newest_ms.get(link, 0))
+        else:
+            self._newest_ms[link] = at_ms
         process = self._processes[target]
 
         def arrive() -> None:

@@ -1,14 +1,17 @@
-"""What a seed draws: how many sites and runs, how slow, how unreliable, and when that ends."""
+"""What a seed draws: how many sites and runs, how slow, who lies, who takes over, and when that ends."""
 
 from __future__ import annotations
 
+import enum
 import json
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fedtrain.core.contract import Contract, Rights
 from fedtrain.core.spec import LatePolicy, RunSpec
-from fedtrain.sim.clock import START_MS
+from fedtrain.sim.clock import JUMPS_MS, START_MS
+from fedtrain.sim.faults import FaultRates, draw_rates
 
 TASK = "tiny"
 DATASET = "corpus"
@@ -23,6 +26,10 @@ class SitePlan:
         weight: tokens of its updates.
         step_ms: virtual time of one inner step.
         contract, later_contract: before faults end, and from its first start after that.
+        link_bytes_per_s: how fast tensors pass, either way; 0 for at once.
+        piece_bytes: of its uploads.
+        lies: whether somebody speaks in its name beside its agent, until faults end.
+        moves_ms: so long after a standby has taken over it follows.
     """
 
     name: str
@@ -31,6 +38,10 @@ class SitePlan:
     step_ms: int
     contract: Contract
     later_contract: Contract
+    link_bytes_per_s: int = 0
+    piece_bytes: int = 24
+    lies: bool = False
+    moves_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,27 +55,41 @@ class RunPlan:
     stopped_ms: int | None
 
 
-@dataclass(frozen=True)
-class FaultRates:
-    """Probabilities, each per message, per job or per aggregation; crash gaps in mean milliseconds."""
+class Old(enum.StrEnum):
+    """What the old coordinator does while another one takes over."""
 
-    lost: float
-    doubled: float
-    slow: float
-    trainer_dies: float
-    trainer_fails: float
-    trainer_hangs: float
-    not_finite: float
-    aggregation_fails: float
-    coordinator_gap_ms: int
-    site_gap_ms: int
-    partition_gap_ms: int
-    leave_gap_ms: int
+    DEAD = "dead"
+    ALIVE = "alive"
+    CUT_OFF = "cut off"
+
+
+@dataclass(frozen=True)
+class SuccessionPlan:
+    """A cold standby: a copy of the folder that is started somewhere else.
+
+    Attributes:
+        copied_ms, takes_over_ms: when the copy is made, and when it is started.
+        old: what the other one does from then on.
+        visitor, visits_ms: a site that goes back to the old one for a moment, and when.
+    """
+
+    copied_ms: int
+    takes_over_ms: int
+    old: Old
+    visitor: str
+    visits_ms: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole world."""
+    """A whole world.
+
+    Attributes:
+        clear_ms: when faults end; from here on every run has to come to its end.
+        clock_offsets_ms: process -> by how much its wall clock is off at first.
+        succession: None where no standby takes over.
+        backup_gap_ms: between two backups of the coordinator's folder.
+    """
 
     seed: int
     sites: tuple[SitePlan, ...]
@@ -72,6 +97,9 @@ class Plan:
     rates: FaultRates
     clear_ms: int
     num_elements: int
+    clock_offsets_ms: Mapping[str, int] = field(default_factory=dict)
+    succession: SuccessionPlan | None = None
+    backup_gap_ms: int = 30_000
 
 
 def draw(seed: int) -> Plan:
@@ -84,14 +112,38 @@ def draw(seed: int) -> Plan:
     runs = tuple(_run(chance, f"run-{index}", names, minimum) for index in range(1, num_runs + 1))
     spare = num_sites - minimum
     shared_by = min(run.spec.minimum for run in runs)
-    sites = tuple(_site(chance, name, shared_by, refuses=index < spare) for index, name in enumerate(names))
+    sites = [_site(chance, name, shared_by, index < spare) for index, name in enumerate(names)]
+    clear_ms = START_MS + chance.randint(40_000, 120_000)
     return Plan(
         seed=seed,
-        sites=sites,
+        sites=tuple(sites),
         runs=runs,
-        rates=_rates(chance),
-        clear_ms=START_MS + chance.randint(40_000, 160_000),
+        rates=draw_rates(chance),
+        clear_ms=clear_ms,
         num_elements=chance.randint(4, 16),
+        clock_offsets_ms=_offsets(chance, names),
+        succession=_succession(chance, names, clear_ms) if chance.random() < 0.2 else None,
+    )
+
+
+def _offsets(chance: random.Random, names: tuple[str, ...]) -> dict[str, int]:
+    """In a third of the worlds clocks are off, by seconds to a year, behind or ahead."""
+    if chance.random() < 2 / 3:
+        return {}
+    return {name: chance.choice((-1, 1)) * chance.choice(JUMPS_MS) for name in ("coordinator", *names)}
+
+
+def _succession(chance: random.Random, names: tuple[str, ...], clear_ms: int) -> SuccessionPlan:
+    """Copied at any moment of most runs, started soon after or much later, while faults still go on."""
+    last_ms = clear_ms - START_MS - 15_000
+    copied_ms = chance.randint(1_500, min(20_000, last_ms - 5_000))
+    takes_over_ms = min(copied_ms + chance.choice((500, 3_000, 12_000)), last_ms)
+    return SuccessionPlan(
+        copied_ms=START_MS + copied_ms,
+        takes_over_ms=START_MS + takes_over_ms,
+        old=chance.choice(tuple(Old)),
+        visitor=chance.choice((*names, "")),
+        visits_ms=START_MS + takes_over_ms + chance.randint(0, 20_000),
     )
 
 
@@ -133,8 +185,11 @@ def _run(chance: random.Random, name: str, sites: tuple[str, ...], minimum: int)
     return RunPlan(spec, submitted_ms, paused_ms, resumed_ms, stopped_ms)
 
 
-def _site(chance: random.Random, name: str, shared_by: int, refuses: bool) -> SitePlan:
-    """A site; one that `refuses` may do so for a time, or for good. No cohort is below `shared_by`."""
+def _site(chance: random.Random, name: str, shared_by: int, spare: bool) -> SitePlan:
+    """A site. One that is `spare` may refuse for a time, or for good, or lie: no run needs it.
+
+    No cohort is below `shared_by`.
+    """
     allows = Contract(("run-*",), (TASK,), shared_by, {DATASET: Rights(execute=(TASK,))})
     denies = chance.choice(
         (
@@ -144,8 +199,8 @@ def _site(chance: random.Random, name: str, shared_by: int, refuses: bool) -> Si
             Contract(("run-*",), (TASK,), 1, {DATASET: Rights(discoverable=True)}),
         )
     )
-    first = denies if refuses and chance.random() < 0.4 else allows
-    later = denies if refuses and chance.random() < 0.4 else allows
+    first = denies if spare and chance.random() < 0.4 else allows
+    later = denies if spare and chance.random() < 0.4 else allows
     return SitePlan(
         name=name,
         joins_ms=START_MS + (0 if chance.random() < 0.8 else chance.randint(0, 40_000)),
@@ -153,25 +208,8 @@ def _site(chance: random.Random, name: str, shared_by: int, refuses: bool) -> Si
         step_ms=chance.choice((20, 50, 100, 200, 500, 1_500)),
         contract=first,
         later_contract=later,
-    )
-
-
-def _rates(chance: random.Random) -> FaultRates:
-    """A third of the worlds have a good network, a third good machines: faults also come one at a time."""
-    network = chance.choice((0.0, 1.0, 3.0))
-    machines = chance.choice((0.0, 1.0, 2.0))
-    never = 1 << 40
-    return FaultRates(
-        lost=0.02 * network,
-        doubled=0.02 * network,
-        slow=0.03 * network,
-        trainer_dies=0.05 * machines,
-        trainer_fails=0.05 * machines,
-        trainer_hangs=0.03 * machines,
-        not_finite=0.03 * machines,
-        aggregation_fails=0.05 * machines,
-        coordinator_gap_ms=int(25_000 / machines) if machines else never,
-        site_gap_ms=int(60_000 / machines) if machines else never,
-        partition_gap_ms=int(60_000 / network) if network else never,
-        leave_gap_ms=int(90_000 / network) if network else never,
+        link_bytes_per_s=chance.choice((0, 0, 0, 200, 40, 20)),
+        piece_bytes=chance.choice((8, 16, 24)),
+        lies=spare and chance.random() < 0.35,
+        moves_ms=chance.randint(0, 12_000),
     )

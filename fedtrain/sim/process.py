@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
-from fedtrain.core.ports import ActorPort, Entry, MemoryJournal
-from fedtrain.sim.clock import Action
+from fedtrain.core.ports import ActorPort, Entry, JournalPort, Recorded
+from fedtrain.errors import StorageError
+from fedtrain.sim.clock import JUMPS_MS, Action, WallClock
 from fedtrain.sim.scene import Scene
 
 F = TypeVar("F")
@@ -21,6 +23,9 @@ class Place(enum.StrEnum):
     BEFORE_JOURNAL = "before the journal's write"
     AFTER_JOURNAL = "between journal and act"
     AMID_EFFECTS = "amid the effects"
+    AMID_TRANSFER = "amid a transfer"
+    BEFORE_ROW = "between a file and its journal row"
+    BEFORE_REPLY = "between a journal row and its reply"
 
 
 class Crashed(Exception):
@@ -55,7 +60,7 @@ class Fuse:
 class FusedJournal:
     """A journal whose process may die before or after an append became durable."""
 
-    def __init__(self, inner: MemoryJournal, fuse: Fuse) -> None:
+    def __init__(self, inner: JournalPort, fuse: Fuse) -> None:
         self._inner = inner
         self._fuse = fuse
 
@@ -66,7 +71,7 @@ class FusedJournal:
         self._fuse.reach(Place.AFTER_JOURNAL)
         return sequence
 
-    def read(self) -> Iterator[Entry]:
+    def read(self) -> Iterable[Recorded]:
         """All rows, oldest first."""
         return self._inner.read()
 
@@ -85,18 +90,28 @@ class CrashingActor(Generic[F]):
 
 
 class Process(abc.ABC):
-    """A name that is up or down. What a life asked for dies with it; its journal and disk stay.
+    """A name that is up or down. What a life asked for dies with it; its disk stays.
 
     A subclass starts each life in `begin`.
+
+    Attributes:
+        wall: the clock of its machine.
+        up: whether a life is under way.
     """
 
-    def __init__(self, name: str, scene: Scene) -> None:
+    def __init__(self, name: str, scene: Scene, offset_ms: int = 0) -> None:
         self.name = name
         self.scene = scene
-        self.journal = MemoryJournal()
+        self.wall = WallClock(scene.clock, offset_ms)
         self.fuse = Fuse()
         self.up = False
         self._life = 0
+        self._stopped_until_ms = 0
+
+    @property
+    @abc.abstractmethod
+    def kind(self) -> str:
+        """`coordinator` or `site`: what faults are counted by."""
 
     @abc.abstractmethod
     def begin(self) -> None:
@@ -106,20 +121,33 @@ class Process(abc.ABC):
     def receive(self, source: str, body: object) -> None:
         """A message came."""
 
+    @abc.abstractmethod
+    def lose_power(self, how: random.Random) -> None:
+        """What is not synced is lost, wholly or in part."""
+
     def start(self) -> None:
         """Begin a life, unless one is under way."""
         if not self.up:
             self.up = True
             self._life += 1
+            self._stopped_until_ms = 0
             self.scene.note(self.name, "starts")
             self.run(self.begin)
 
     def run(self, action: Action) -> None:
-        """Do something that may end this life."""
+        """Do something that may end this life: by a crash, or because its journal refuses a write.
+
+        A process that is stopped does it once it goes on.
+        """
+        if self.scene.clock.now_ms < self._stopped_until_ms:
+            self.later(self._stopped_until_ms - self.scene.clock.now_ms, action)
+            return
         try:
             action()
         except Crashed as crash:
             self.crash(str(crash))
+        except StorageError as error:
+            self.crash(f"because of its journal: {error}")
 
     def later(self, delay_ms: int, action: Action) -> None:
         """Do something in a while, if this life lasts that long."""
@@ -131,40 +159,63 @@ class Process(abc.ABC):
 
         self.scene.clock.after(delay_ms, due)
 
-    def threaten(self, gap_ms: int) -> None:
-        """Crash now and then, `gap_ms` apart on average, until faults are over."""
-        delay_ms = int(self.scene.chance.expovariate(1 / gap_ms))
+    # -- faults -----------------------------------------------------------------------------------
 
-        def strike() -> None:
-            if self.scene.clear:
-                self.fuse.disarm()
-                return
-            if self.up:
-                self._light()
-            self.threaten(gap_ms)
+    def threaten(self, crash_gap_ms: int) -> None:
+        """Crash, stop, lose power and jump in time now and then, until faults are over.
 
-        if self.scene.clock.now_ms + delay_ms < self.scene.plan.clear_ms:
-            self.scene.clock.after(delay_ms, strike)
-        else:
-            self.scene.clock.at(self.scene.plan.clear_ms, self.fuse.disarm)
+        Crashes are `crash_gap_ms` apart on average; the others as the plan's rates say.
+        """
+        scene, rates = self.scene, self.scene.plan.rates
 
-    def _light(self) -> None:
+        def when_up(strike: Callable[[random.Random], None]) -> Callable[[random.Random], None]:
+            return lambda how: strike(how) if self.up else None
+
+        scene.recur(crash_gap_ms, "crash", self.name, when_up(self._light))
+        scene.recur(rates.stop_gap_ms, "process stopped", self.name, when_up(self._stop))
+        scene.recur(rates.power_gap_ms, "power lost", self.name, self._lose_power)
+        scene.recur(rates.jump_gap_ms, "clock jumps", self.name, self._jump)
+        scene.clock.at(scene.plan.clear_ms, self.fuse.disarm)
+
+    def _light(self, how: random.Random) -> None:
         """Crash at once, or set the fuse for a place that the process will come to."""
-        place = self.scene.chance.choice(tuple(Place))
+        place = how.choice(tuple(Place))
         if place is Place.AT_ONCE:
             self.crash(place.value)
         else:
-            self.fuse.arm(place, self.scene.chance.randint(1, 4))
+            self.fuse.arm(place, how.randint(1, 4))
 
-    def crash(self, place: str) -> None:
+    def _stop(self, how: random.Random) -> None:
+        """SIGSTOP: neither dead nor alive for a while; then everything that waited happens."""
+        stopped_ms = how.randint(1_000, 60_000)
+        until_ms = min(self.scene.clock.now_ms + stopped_ms, self.scene.plan.clear_ms)
+        self._stopped_until_ms = max(self._stopped_until_ms, until_ms)
+        self.scene.note(self.name, "stops", f"for {stopped_ms / 1000:g} s")
+
+    def _lose_power(self, how: random.Random) -> None:
+        """The machine goes dark; a process that was down already loses what its disk had not synced."""
+        self.lose_power(how)
+        if self.up:
+            self.crash("by a loss of power")
+
+    def _jump(self, how: random.Random) -> None:
+        """Somebody sets the wall clock: by seconds, hours or a year."""
+        by_ms = how.choice((1, -1)) * how.choice(JUMPS_MS)
+        self.wall.offset_ms += by_ms
+        self.scene.note(self.name, "clock", f"jumps by {by_ms / 1000:+,.0f} s")
+
+    def crash(self, how: str) -> None:
         """End this life without a word; the next one begins after a while."""
-        kind = "coordinator" if self.name == "coordinator" else "site"
-        self.scene.faults[f"{kind} crashed {place}"] += 1
-        self.scene.note(self.name, "crashes", place)
-        self.restart(self.scene.chance.randint(50, 6_000))
+        self.scene.faults[f"{self.kind} crashed {how}"] += 1
+        self.scene.note(self.name, "crashes", how)
+        self.restart(self.scene.chance.stream("restart", self.name).randint(50, 6_000))
+
+    def end(self) -> None:
+        """End this life; nobody starts another by itself."""
+        self.up = False
+        self.fuse.disarm()
 
     def restart(self, delay_ms: int) -> None:
         """Down now, up again after the delay."""
-        self.up = False
-        self.fuse.disarm()
+        self.end()
         self.scene.clock.after(delay_ms, self.start)

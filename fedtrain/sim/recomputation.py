@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Chain:
         blobs: every upload that crossed the network, by its digest, shared with the auditor.
     """
 
-    def __init__(self, spec: RunSpec, blobs: dict[str, bytes]) -> None:
+    def __init__(self, spec: RunSpec, blobs: Mapping[str, bytes]) -> None:
         self.digests: list[str] = []
         self._spec = spec
         self._blobs = blobs

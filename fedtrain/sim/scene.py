@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fedtrain.core import agent
 from fedtrain.core import effects as fx
 from fedtrain.core import events as ev
 from fedtrain.core import messages as msg
+from fedtrain.sim.chance import Chance
 from fedtrain.sim.clock import START_MS, Clock
 from fedtrain.sim.plan import Plan
 
 _SHOWN = (
     "site",
+    "name",
     "order",
     "run",
     "round",
@@ -78,16 +81,18 @@ class Scene:
     """Shared by all parts of a world.
 
     Attributes:
-        chance: the world's only source of chance.
+        chance: the world's only source of chance, one stream per purpose and place.
         faults: kind of fault -> how often it was injected.
+        struck: keys of all faults that struck, in order: what `--only` and `--without` choose from.
         events: events that the machines stepped through.
     """
 
     plan: Plan
-    chance: random.Random
+    chance: Chance
     clock: Clock = field(default_factory=Clock)
     transcript: Transcript = field(default_factory=Transcript)
     faults: Counter[str] = field(default_factory=Counter)
+    struck: list[str] = field(default_factory=list)
     events: int = 0
 
     @property
@@ -99,12 +104,37 @@ class Scene:
         """Write one line of the transcript."""
         self.transcript.note(self.clock.now_ms, who, what, value)
 
-    def strikes(self, probability: float, fault: str) -> bool:
-        """Whether a fault of this kind happens now. Never once faults are over."""
-        if self.clear or self.chance.random() >= probability:
-            return False
+    def strikes(self, probability: float, fault: str, about: str) -> random.Random | None:
+        """The fault's own chance (how long, where) if a fault of this kind strikes now, else None.
+
+        Never once faults are over. `about` says whom or what it strikes (a link, a site, an order):
+        with the kind it makes the key by which this one fault can be left out, and the finer it is,
+        the less another fault that is left out shifts it.
+        """
+        if self.clear or probability <= 0:
+            return None
+        key = self.chance.draw(probability, fault, about)
+        return self._struck(fault, key) if key else None
+
+    def recur(self, gap_ms: int, fault: str, about: str, strike: Callable[[random.Random], None]) -> None:
+        """Let such a fault strike now and then, `gap_ms` apart on average, until faults are over."""
+        delay_ms = int(self.chance.stream(f"gap of {fault}", about).expovariate(1 / gap_ms))
+        if self.clock.now_ms + delay_ms >= self.plan.clear_ms:
+            return
+
+        def due() -> None:
+            key = self.chance.draw(1.0, fault, about)
+            if key:
+                strike(self._struck(fault, key))
+            self.recur(gap_ms, fault, about, strike)
+
+        self.clock.after(delay_ms, due)
+
+    def _struck(self, fault: str, key: str) -> random.Random:
         self.faults[fault] += 1
-        return True
+        self.struck.append(key)
+        self.note("fault", "strikes", key)
+        return self.chance.of(key)
 
 
 def describe(value: object) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+import random
 
 from fedtrain.core import agent
 from fedtrain.core import messages as msg
 from fedtrain.core.driver import Driver, replay
-from fedtrain.core.orders import ModelRef, Order, OrderKind
-from fedtrain.errors import IntegrityError
-from fedtrain.methods.vectors import Floats
+from fedtrain.core.ports import MemoryJournal
+from fedtrain.sim.asking import Calls, Question
 from fedtrain.sim.auditor import Auditor
-from fedtrain.sim.network import COORDINATOR, Blob, Envelope, Fetch, Network, Refusal, Request, Response
-from fedtrain.sim.numbers import digest_of, to_vector
+from fedtrain.sim.calls import Envelope, Part, Piece, Request, Response
+from fedtrain.sim.disk import TroubledJournal, journal_trouble
+from fedtrain.sim.models import Models
+from fedtrain.sim.network import Network
+from fedtrain.sim.outbox import Outbox
 from fedtrain.sim.plan import SitePlan
 from fedtrain.sim.process import CrashingActor, FusedJournal, Process
 from fedtrain.sim.scene import Scene
@@ -23,56 +22,72 @@ from fedtrain.sim.trainer import Trainer
 
 PATIENCE_MS = 3_000
 BACKOFF_MS_MAX = 8_000
-CALL_MS = 4_000
-"""After so long without an answer a call is made again."""
-
-Answered = Callable[[object], None]
 
 
 class Site(Process):
-    """One site. Its trainer is a process of its own and outlives it."""
+    """One site. Its trainer is a process of its own and outlives it.
 
-    def __init__(self, scene: Scene, plan: SitePlan, network: Network, auditor: Auditor) -> None:
-        super().__init__(plan.name, scene)
+    Attributes:
+        home: name of the coordinator that its file names.
+        calls, outbox: parts of one life; models and trainer outlive it.
+    """
+
+    def __init__(self, scene: Scene, plan: SitePlan, network: Network, auditor: Auditor, home: str) -> None:
+        super().__init__(plan.name, scene, scene.plan.clock_offsets_ms.get(plan.name, 0))
         self.plan = plan
+        self.home = home
+        self.auditor = auditor
+        self.journal = MemoryJournal()
+        self.models = Models(self)
+        self.trainer = Trainer(scene, plan, self._result_lies_ready, self._trainer_gave_up)
         self._network = network
-        self._auditor = auditor
-        self._trainer = Trainer(scene, plan, self._result_lies_ready, self._trainer_gave_up)
-        self._models: dict[str, tuple[ModelRef, Floats]] = {}
         self._sessions = 0
         self._calls = 0
         network.connect(self)
         auditor.watch_site(plan.name, self.journal)
 
+    @property
+    def kind(self) -> str:
+        """What faults are counted by."""
+        return "site"
+
     # -- a life ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Replay, read the contract as it is now, take what the trainer left, and call home."""
-        self._session = ""
+        self.session = ""
         self._open = False
-        self._waiting: dict[int, Answered] = {}
-        self._busy: set[str] = set()
+        self.calls, self.outbox = Calls(self), Outbox(self)
         state = replay(self.journal, agent.step, agent.AgentState(), agent.AGENT_EVENTS)
-        self._auditor.site_restarted(self.name, state)
+        self.auditor.site_restarted(self.name, state)
+        journal = TroubledJournal(self.journal, lambda: journal_trouble(self.scene, self.name))
         self._driver: Driver[agent.AgentState, agent.AgentEvent, agent.AgentEffect] = Driver(
-            FusedJournal(self.journal, self.fuse), CrashingActor(self, self.fuse), self._step, state
+            FusedJournal(journal, self.fuse), CrashingActor(self, self.fuse), self._step, state
         )
         late = self.scene.clear
         contract = self.plan.later_contract if late else self.plan.contract
-        self._submit(agent.AgentBooted(self._now_ms, contract))
-        for order in tuple(self._trainer.results):
+        self.submit(agent.AgentBooted(self.now_ms, contract))
+        for order in tuple(self.trainer.results):
             self._result_lies_ready(order)
         self._call_home(500)
 
     @property
-    def _now_ms(self) -> int:
-        return self.scene.clock.now_ms
+    def now_ms(self) -> int:
+        """UTC as this machine believes, for events: told, never decided from."""
+        return self.wall.now_ms
 
     @property
-    def _held(self) -> dict[str, agent.Held]:
+    def held(self) -> dict[str, agent.Held]:
+        """Orders in hand."""
         return dict(self._driver.state.held)
 
-    def _submit(self, event: agent.AgentEvent) -> None:
+    @property
+    def epoch(self) -> int:
+        """The highest that it has seen."""
+        return self._driver.state.epoch
+
+    def submit(self, event: agent.AgentEvent) -> None:
+        """Journal, step, act."""
         self._driver.handle(event)
 
     def _step(
@@ -82,7 +97,7 @@ class Site(Process):
         self.scene.events += 1
         self.scene.note(self.name, "event", event)
         state, effects = agent.step(state, event)
-        self._auditor.site_stepped(self.name, state)
+        self.auditor.site_stepped(self.name, event, state, effects)
         return state, effects
 
     def reconsider(self) -> None:
@@ -91,95 +106,143 @@ class Site(Process):
             self.scene.note(self.name, "restarts", "with another contract")
             self.restart(500)
 
+    def move(self, home: str) -> None:
+        """The site's owner names another coordinator, which takes a restart of the agent."""
+        self.scene.note(self.name, "moves", f"to {home}")
+        self.home = home
+        if self.up:
+            self.restart(500)
+
+    def lose_power(self, how: random.Random) -> None:
+        """Models and results are not synced; the journal is."""
+        self.models.lose_power(how)
+        for order in list(self.trainer.results):
+            if how.random() < 0.3:
+                self.trainer.lose(order)
+
+    def damage_model(self, how: random.Random) -> None:
+        """A bit flips in a model that lies here."""
+        if self.models.runs:
+            self.models.flip(how.choice(self.models.runs), how)
+
     # -- the session ----------------------------------------------------------------------------
 
-    def leave(self) -> None:
+    def leave(self, how: random.Random) -> None:
         """Say goodbye and come back after a while; being away is not an error."""
         if not self.up or not self._open:
             return
-        self.scene.faults["site left"] += 1
-        self._say(msg.Goodbye("going for a while"))
+        self.say(msg.Goodbye("going for a while"))
         self._open = False
-        self._session = ""
-        self.later(self.scene.chance.randint(500, 25_000), lambda: self._call_home(500))
+        self.session = ""
+        self.later(how.randint(500, 25_000), lambda: self._call_home(500))
 
     def _call_home(self, backoff_ms: int) -> None:
         """Open a new session, and another one if nobody answers: capped back-off, full jitter."""
         self._sessions += 1
         self._open = False
-        session = self._session = f"{self.name}/{self._sessions}"
-        self._say(msg.Hello((1, 0), "sim", session, ("tiny",), ("float32",), tuple(self._held)))
+        session = self.session = f"{self.name}/{self._sessions}"
+        self.say(msg.Hello((1, 0), "sim", session, ("tiny",), ("float32",), tuple(self.held)))
 
         def check() -> None:
-            if self._session == session and not self._open:
+            if self.session == session and not self._open:
                 self._call_home(min(2 * backoff_ms, BACKOFF_MS_MAX))
 
-        self.later(PATIENCE_MS + self.scene.chance.randint(0, backoff_ms), check)
+        self.later(PATIENCE_MS + self.jitter_ms(backoff_ms), check)
 
-    def _say(self, message: msg.FromPeer) -> None:
-        self._network.send(self.name, COORDINATOR, Envelope(self._session, 0, message))
+    def jitter_ms(self, most_ms: int) -> int:
+        """Some time up to `most_ms`."""
+        return self.scene.chance.stream("jitter", self.name).randint(0, most_ms)
+
+    def say(self, message: msg.FromPeer) -> None:
+        """In the session, with the highest epoch that was seen."""
+        self._network.send(self.name, self.home, Envelope(self.session, self.epoch, message))
 
     def receive(self, source: str, body: object) -> None:
         """A session's message or a call's answer; a lower epoch than the highest seen is refused."""
         assert isinstance(body, (Envelope, Response)), "sites get nothing else"
-        if body.epoch < self._driver.state.epoch:
+        if body.epoch < self.epoch:
             self.scene.faults["old epoch refused"] += 1
             return
-        if body.epoch > self._driver.state.epoch:
-            self._submit(agent.EpochSeen(self._now_ms, body.epoch))
+        if body.epoch > self.epoch:
+            self.submit(agent.EpochSeen(self.now_ms, body.epoch))
+        if source != self.home:
+            return  # the stream to a coordinator that is not ours any more is closed
+        self.auditor.obeys(self.name, self.epoch, body.epoch)
         if isinstance(body, Response):
-            answered = self._waiting.pop(body.call, None)
-            if answered is not None:
-                answered(body.body)
-        elif body.session == self._session:
+            if isinstance(body.body, Part):
+                self.models.take(body.body)
+            self.calls.answer(body)
+        elif body.session == self.session:
             self._hear(body.message)
 
     def _hear(self, message: msg.FromPeer | msg.ToPeer) -> None:
-        now_ms = self._now_ms
+        now_ms = self.now_ms
         match message:
             case msg.Welcome():
                 if not self._open:
                     self._open = True
-                    self._beat(self._session, message.heartbeat_ms)
+                    self._beat(self.session, message.heartbeat_ms)
                     for effect in agent.resume(self._driver.state):
                         self.perform(effect)
             case msg.Invitation():
-                self._submit(agent.OrderReceived(now_ms, message.order))
+                self.submit(agent.OrderReceived(now_ms, message.order))
             case msg.Cancellation():
-                self._submit(agent.OrderCancelled(now_ms, message.order, message.reason))
+                self.submit(agent.OrderCancelled(now_ms, message.order, message.reason))
+            case msg.Publication():
+                self.submit(agent.RoundPublished(now_ms, message.run, message.round))
             case msg.Head():
-                self._submit(
+                self.submit(
                     agent.HeadWitnessed(
                         now_ms, message.consortium, message.sequence, message.hash, message.at_ms, ""
                     )
                 )
             case msg.Superseded():
                 self._open = False
-                self._session = ""
-                self.later(self.scene.chance.randint(0, 500), lambda: self._call_home(500))
+                self.session = ""
+                self.later(self.jitter_ms(500), lambda: self._call_home(500))
 
     def _beat(self, session: str, heartbeat_ms: int) -> None:
-        if self._session != session:
+        if self.session != session:
             return
-        self._say(msg.Heartbeat(self._trainer.progress(tuple(self._held))))
+        self.auditor.keeps(self.name, len(self.trainer.results))
+        working = (name for name, held in self.held.items() if held.stage is agent.Stage.WORKING)
+        self.say(msg.Heartbeat(self.trainer.progress(tuple(working), self.models.fetched_bytes)))
         self.later(heartbeat_ms, lambda: self._beat(session, heartbeat_ms))
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def next_call(self) -> int:
+        """A number that no call of this site had before."""
+        self._calls += 1
+        return self._calls
+
+    def call(self, number: int, question: Question) -> None:
+        """Ask once, at the coordinator that the site's file names."""
+        self._network.send(self.name, self.home, Request(number, self.epoch, question))
+
+    def transfer_ms(self, question: Question) -> int:
+        """How long the bytes of this call take on this site's link, there or back."""
+        size_bytes = len(question.data) if isinstance(question, Piece) else self.plan.piece_bytes
+        rate = self.plan.link_bytes_per_s
+        return 3 * size_bytes * 1_000 // rate if rate else 0
 
     # -- effects --------------------------------------------------------------------------------
 
     def perform(self, effect: agent.AgentEffect) -> None:
-        """Start carrying an effect out."""
+        """Start carrying an effect out. A shelved result's file stays where it is."""
         match effect:
             case agent.Reply():
                 if self._open:
-                    self._say(msg.Consent(effect.order, effect.accepted, effect.reasons, ""))
+                    self.say(msg.Consent(effect.order, effect.accepted, effect.reasons, ""))
             case agent.Prepare():
-                self._prepare(effect.order)
+                self.models.prepare(effect.order)
             case agent.Submit():
-                self._upload(effect.order, effect.result.digest)
+                self.outbox.deliver(effect.order)
             case agent.Report():
                 self._report(effect)
             case agent.Discard():
-                self._trainer.discard(effect.order)
+                self.calls.forget(effect.order)
+                self.trainer.discard(effect.order)
 
     def _report(self, effect: agent.Report) -> None:
         """An answer without a file goes through the session, now or once there is one."""
@@ -187,147 +250,17 @@ class Site(Process):
             return
         order, result = effect.order, effect.result
         if result.failure or result.eval_loss is None:
-            self._say(msg.Failure(order.id, result.failure or "no evaluation came"))
+            self.say(msg.Failure(order.id, result.failure or "no evaluation came"))
         else:
-            self._say(msg.Evaluation(order.id, result.eval_loss, result.eval_count))
-        self._submit(agent.AnswerDelivered(self._now_ms, order.id))
+            self.say(msg.Evaluation(order.id, result.eval_loss, result.eval_count))
+        self.submit(agent.AnswerDelivered(self.now_ms, order.id))
 
     def _result_lies_ready(self, order: str) -> None:
         """The trainer published a result; while the agent is down it waits in the mailbox."""
         if self.up:
-            result = self._trainer.results[order].result
-            self.run(lambda: self._submit(agent.ResultTaken(self._now_ms, result)))
+            result = self.trainer.results[order].result
+            self.run(lambda: self.submit(agent.ResultTaken(self.now_ms, result)))
 
     def _trainer_gave_up(self, order: str, reason: str) -> None:
         if self.up:
-            self.run(lambda: self._submit(agent.WorkAbandoned(self._now_ms, order, reason)))
-
-    # -- models ---------------------------------------------------------------------------------
-
-    def _prepare(self, order: Order) -> None:
-        """Bring the model up to the order's version, one fetch at a time, then let the trainer work."""
-        if order.id in self._busy or order.id not in self._held:
-            return
-        if order.kind is OrderKind.SEED or order.model is None:
-            self._trainer.post(order)
-            return
-        missing = self._missing(order.run, order.model)
-        if missing:
-            self._fetch(order, missing[0])
-            return
-        self._trainer.post(order)
-
-    def _missing(self, run: str, wanted: ModelRef) -> tuple[tuple[int, str, int], ...]:
-        """Links of the chain still to be fetched: deltas from what is here, or the snapshot first."""
-        here = self._models.get(run)
-        version = here[0].version if here else -1
-        if version == wanted.version:
-            return ()
-        snapshot, *deltas = wanted.chain
-        ahead = tuple(link for link in deltas if link[0] > version)
-        if here and ahead and ahead[0][0] == version + 1:
-            return ahead
-        return (snapshot, *(link for link in deltas if link[0] > snapshot[0]))
-
-    def _fetch(self, order: Order, link: tuple[int, str, int]) -> None:
-        version, digest, _ = link
-        self._busy.add(order.id)
-
-        def answered(body: object) -> None:
-            self._busy.discard(order.id)
-            if order.id not in self._held:
-                return
-            if isinstance(body, Blob):
-                self._apply(order, version, digest, body.data)
-                self._prepare(order)
-            else:
-                reason = body.reason if isinstance(body, Refusal) else "no blob came"
-                self._submit(agent.WorkAbandoned(self._now_ms, order.id, reason))
-
-        self._call(order.id, Fetch(digest), answered)
-
-    def _apply(self, order: Order, version: int, digest: str, data: bytes) -> None:
-        """A snapshot replaces the model; a delta is added to the version below, bit for bit."""
-        assert order.model is not None, "only orders with a model fetch"
-        if digest_of(data) != digest:
-            raise IntegrityError(f"{self.name}: blob {digest[:12]} came with other bytes")
-        here = self._models.get(order.run)
-        if version == order.model.snapshot_version and digest == order.model.chain[0][1]:
-            values = to_vector(data)
-        elif here is not None and here[0].version == version - 1:
-            values = np.add(here[1], to_vector(data))
-        else:
-            return  # another order of this run fetched the same meanwhile
-        model_digest = digest_of(values.tobytes())
-        ref = ModelRef(version, model_digest, "", version, ())
-        self._models[order.run] = (ref, values)
-        self._auditor.site_holds(self.name, order.run, version, model_digest)
-
-    # -- uploads --------------------------------------------------------------------------------
-
-    def _upload(self, order: Order, digest: str) -> None:
-        """Offer, then commit, again and again until a receipt or a refusal comes."""
-        if order.id in self._busy or order.id not in self._held:
-            return
-        finished = self._trainer.results.get(order.id)
-        assert finished is not None, "an answered order keeps its file until it is discarded"
-        self._busy.add(order.id)
-
-        def offered(body: object) -> None:
-            self._busy.discard(order.id)
-            if order.id not in self._held:
-                return
-            if isinstance(body, msg.Missing):
-                self._busy.add(order.id)
-                self._call(order.id, self._commit(order, digest), committed, finished.payload)
-            elif isinstance(body, Refusal):
-                self._submit(agent.UploadRefused(self._now_ms, order.id, body.reason))
-
-        def committed(body: object) -> None:
-            self._busy.discard(order.id)
-            if order.id not in self._held:
-                return
-            if isinstance(body, msg.Receipt):
-                self._submit(
-                    agent.UploadAcknowledged(
-                        self._now_ms, order.id, body.digest, body.outcome, body.epoch, body.at_ms, ""
-                    )
-                )
-            elif isinstance(body, Refusal):
-                self._submit(agent.UploadRefused(self._now_ms, order.id, body.reason))
-
-        self._call(order.id, msg.Offer(order.id, digest, len(finished.payload)), offered)
-
-    def _commit(self, order: Order, digest: str) -> msg.Commit:
-        result = self._trainer.results[order.id].result
-        return msg.Commit(
-            order=order.id,
-            digest=digest,
-            size_bytes=result.size_bytes,
-            weight=result.weight,
-            steps=result.steps,
-            norm=result.norm,
-            train_loss=result.train_loss,
-            eval_loss=result.eval_loss,
-            eval_count=result.eval_count,
-            seconds=result.seconds,
-            layout=result.layout,
-            signature="",
-        )
-
-    def _call(self, order: str, body: Any, answered: Answered, payload: bytes = b"") -> None:
-        """Ask, and ask again while nobody answers and the order is still held."""
-        self._calls += 1
-        call = self._calls
-        self._waiting[call] = answered
-        self._network.send(self.name, COORDINATOR, Request(call, body, payload))
-
-        def check() -> None:
-            if self._waiting.pop(call, None) is None:
-                return
-            if order in self._held:
-                self._call(order, body, answered, payload)
-            else:
-                self._busy.discard(order)
-
-        self.later(CALL_MS + self.scene.chance.randint(0, 1_000), check)
+            self.run(lambda: self.submit(agent.WorkAbandoned(self.now_ms, order, reason)))

@@ -76,15 +76,21 @@ class Trainer:
         self._jobs.pop(order, None)
         self.results.pop(order, None)
 
-    def progress(self, orders: tuple[str, ...]) -> tuple[Progress, ...]:
-        """Signs of life of these orders; a hanging one shows the same counter for ever."""
+    def lose(self, order: str) -> None:
+        """A loss of power took the result."""
+        self.results.pop(order, None)
+
+    def progress(self, orders: tuple[str, ...], fetched_bytes: int) -> tuple[Progress, ...]:
+        """Signs of life of these orders; a hanging one shows the same counter for ever.
+
+        Bytes of its model are progress too.
+        """
         now_ms = self._scene.clock.now_ms
         found = []
         for name in orders:
             job = self._jobs.get(name)
-            if job is not None:
-                until_ms = job.begin_ms if job.end_ms is None else now_ms
-                found.append(Progress(name, (until_ms - job.begin_ms) // TICK_MS))
+            ticks = 0 if job is None or job.end_ms is None else (now_ms - job.begin_ms) // TICK_MS
+            found.append(Progress(name, fetched_bytes + ticks))
         return tuple(found)
 
     def _attempt(self, job: Job) -> None:
@@ -92,11 +98,11 @@ class Trainer:
         scene, rates = self._scene, self._scene.plan.rates
         self._jobs[job.order.id] = job
         work_ms = OVERHEAD_MS + job.order.steps * self._site.step_ms
-        if scene.strikes(rates.trainer_hangs, "trainer hangs"):
+        if scene.strikes(rates.trainer_hangs, "trainer hangs", job.order.id):
             job.end_ms = None
             return
-        if scene.strikes(rates.trainer_dies, "trainer died"):
-            self._due(job, int(work_ms * scene.chance.random()), self._die)
+        if how := scene.strikes(rates.trainer_dies, "trainer died", job.order.id):
+            self._due(job, int(work_ms * how.random()), self._die)
             return
         self._due(job, work_ms, self._finish)
 
@@ -127,7 +133,7 @@ class Trainer:
     def _work(self, order: Order) -> Finished:
         """The result, honest or not."""
         scene, rates = self._scene, self._scene.plan.rates
-        if scene.strikes(rates.trainer_fails, "trainer failed"):
+        if scene.strikes(rates.trainer_fails, "trainer failed", order.id):
             return Finished(Result(order.id, failure="the loss is not finite"), b"")
         base = order.model.digest if order.model else ""
         loss = float(drawn(1, self._site.name, base)[0]) + 2.0
@@ -140,7 +146,7 @@ class Trainer:
         else:
             values = update_of(order, num_elements)
         norm = norm_of(values)
-        if scene.strikes(rates.not_finite, "NaN sent"):
+        if scene.strikes(rates.not_finite, "NaN sent", order.id):
             values = values.copy()
             values[0] = np.nan
         payload = values.tobytes()

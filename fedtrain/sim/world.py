@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,18 +11,21 @@ from fedtrain.core import events as ev
 from fedtrain.core.state import ENDED
 from fedtrain.errors import LocalError
 from fedtrain.sim.auditor import Auditor
-from fedtrain.sim.coordinator import Coordinator
+from fedtrain.sim.chance import Chance
+from fedtrain.sim.choice import EVERYTHING, Choice, planned, reduced
+from fedtrain.sim.liar import Liar
 from fedtrain.sim.network import Network
 from fedtrain.sim.plan import Plan, RunPlan, draw
 from fedtrain.sim.scene import Scene
 from fedtrain.sim.site import Site
+from fedtrain.sim.succession import FIRST, Succession
 from fedtrain.sim.violation import Violation
 
 END_MS = 3_600_000
 """So long after faults have ended every run must have come to its end."""
 
 CARE_MS = 2_000
-"""How often an operator looks for paused runs, once faults are over."""
+"""How often an operator looks after what the coordinator should have, and for paused runs."""
 
 TAIL_LINES = 60
 
@@ -44,15 +47,24 @@ class Outcome:
 
 
 class World:
-    """One seed's world."""
+    """One seed's world.
 
-    def __init__(self, seed: int) -> None:
-        plan: Plan = draw(seed)
-        self.scene = Scene(plan, random.Random(f"course.{seed}"))
+    Attributes:
+        scene: what all its parts share.
+        succession: its coordinators.
+    """
+
+    def __init__(self, seed: int, choice: Choice = EVERYTHING) -> None:
+        plan: Plan = reduced(draw(seed), choice)
+        self._choice = choice
+        self.scene = Scene(plan, Chance(seed, choice.allows), struck=planned(plan))
         self._network = Network(self.scene)
-        self._auditor = Auditor()
-        self._coordinator = Coordinator(self.scene, self._network, self._auditor)
-        self._sites = [Site(self.scene, site, self._network, self._auditor) for site in plan.sites]
+        self._auditor = Auditor(plan, self.scene.clock)
+        self._sites = [Site(self.scene, site, self._network, self._auditor, FIRST) for site in plan.sites]
+        self._looked_at = 0
+        self._joined: set[str] = set()
+        self._submitted: list[RunPlan] = []
+        self.succession = Succession(self.scene, self._network, self._auditor, self._sites)
 
     def run(self, trace: bool = False) -> Outcome:
         """Let it happen. `SeedFailed` if anything is not as it has to be."""
@@ -67,7 +79,7 @@ class World:
             self._auditor.close()
         except Exception as error:
             raise SeedFailed(self._report(error)) from error
-        ledgers = self._auditor.ledgers.values()
+        ledgers = self.succession.chief.history.ledgers.values()
         return Outcome(
             events=scene.events,
             faults=scene.faults,
@@ -80,47 +92,47 @@ class World:
     def _prepare(self) -> None:
         """Everything that will happen by itself: starts, joins, runs, faults, care."""
         scene, rates = self.scene, self.scene.plan.rates
-        self._coordinator.start()
-        self._coordinator.threaten(rates.coordinator_gap_ms)
+        self.succession.prepare()
         self._network.threaten(rates.partition_gap_ms)
         for site in self._sites:
             scene.clock.at(site.plan.joins_ms, partial(self._join, site))
         for run in scene.plan.runs:
             self._operate(run)
-        scene.clock.at(scene.plan.clear_ms, self._care)
+        scene.clock.after(CARE_MS, self._care)
 
     def _join(self, site: Site) -> None:
         """Enrolment, as often as it takes, then the agent's first start."""
-        if not self._told(ev.MemberEnrolled(self.scene.clock.now_ms, site.name, "site", "", "", "", "")):
+        if not self._enrol(site.name):
             self.scene.clock.after(1_000, lambda: self._join(site))
             return
         site.start()
         site.threaten(self.scene.plan.rates.site_gap_ms)
+        gap_ms = self.scene.plan.rates.flip_gap_ms
+        self.scene.recur(gap_ms, "bit flipped in a model", site.name, site.damage_model)
         self._roam(site)
+        if site.plan.lies:
+            Liar(self.scene, site, self._network).threaten(self.scene.plan.rates.lie_gap_ms)
+        self._joined.add(site.name)
         self.scene.clock.at(self.scene.plan.clear_ms + 1, site.reconsider)
+
+    def _enrol(self, name: str) -> bool:
+        return self._told(lambda at_ms: ev.MemberEnrolled(at_ms, name, "site", "", "", "", ""))
 
     def _roam(self, site: Site) -> None:
         """A site leaves now and then, until faults are over."""
-        scene = self.scene
-        delay_ms = int(scene.chance.expovariate(1 / scene.plan.rates.leave_gap_ms))
-        if scene.clock.now_ms + delay_ms < scene.plan.clear_ms:
-
-            def strike() -> None:
-                site.run(site.leave)
-                self._roam(site)
-
-            scene.clock.after(delay_ms, strike)
+        gap_ms = self.scene.plan.rates.leave_gap_ms
+        self.scene.recur(gap_ms, "site leaves", site.name, lambda how: site.run(lambda: site.leave(how)))
 
     def _operate(self, run: RunPlan) -> None:
         """What this run's operator does, and when."""
         name, clock = run.spec.run, self.scene.clock
 
         def submit() -> None:
-            if not self._told(ev.RunSubmitted(clock.now_ms, run.spec, "operator")):
-                clock.after(1_000, submit)
+            self._submitted.append(run)
+            self._look_after()
 
         def tell(kind: type[ev.RunPaused | ev.RunResumed | ev.RunStopped]) -> None:
-            self._told(kind(clock.now_ms, name, "operator"))
+            self._told(lambda at_ms: kind(at_ms, name, "operator"))
 
         clock.at(run.submitted_ms, submit)
         if run.paused_ms is not None and run.resumed_ms is not None:
@@ -129,27 +141,45 @@ class World:
         if run.stopped_ms is not None:
             clock.at(run.stopped_ms, partial(tell, ev.RunStopped))
 
-    def _told(self, event: ev.Event) -> bool:
-        """Whether the coordinator has taken an operator's word; one that is down has not."""
-        coordinator = self._coordinator
-        if not coordinator.up:
+    def _told(self, make: Callable[[int], ev.Event]) -> bool:
+        """Whether the chief has taken an operator's word; one that is down has not."""
+        chief = self.succession.chief
+        if not chief.serving:
             return False
-        coordinator.run(lambda: coordinator.submit(event))
-        return coordinator.up
+        chief.run(lambda: chief.submit(make(chief.now_ms)))
+        return chief.serving
+
+    def _look_after(self) -> None:
+        """See that the chief has what it should have: its history may have been rolled back."""
+        chief = self.succession.chief
+        for name in sorted(self._joined) if chief.serving else ():
+            if chief.serving and name not in chief.state.members:
+                self._enrol(name)
+        for run in self._submitted:
+            if chief.serving and run.spec.run not in chief.state.runs:
+                self._told(partial(ev.RunSubmitted, spec=run.spec, by="operator"))
 
     def _care(self) -> None:
-        """After the faults an operator resumes whatever is paused."""
-        for name, run in self._coordinator.state.runs.items() if self._coordinator.up else ():
+        """After a while an operator looks again, and once faults are over resumes whatever is paused."""
+        chief = self.succession.chief
+        self._look_after()
+        for name, run in chief.state.runs.items() if self.scene.clear and chief.serving else ():
             if run.paused:
-                self._told(ev.RunResumed(self.scene.clock.now_ms, name, "operator"))
+                self._told(partial(ev.RunResumed, run=name, by="operator"))
         self.scene.clock.after(CARE_MS, self._care)
 
     def _over(self) -> bool:
-        ledgers = self._auditor.ledgers
+        if self.scene.events == self._looked_at:
+            return False  # only an event changes the account
+        self._looked_at = self.scene.events
+        ledgers = self.succession.chief.history.ledgers
         return len(ledgers) == len(self.scene.plan.runs) and all(led.ended for led in ledgers.values())
 
     def _unfinished(self) -> str:
-        runs = self._coordinator.state.runs if self._coordinator.up else {}
+        chief = self.succession.chief
+        runs = chief.state.runs if chief.serving else {}
+        if len(runs) < len(self.scene.plan.runs):
+            return f"what {chief.name} has to do, which knows {list(runs)}"
         return "; ".join(
             f"{name} ({run.phase}: {run.reason}{', ' + run.paused if run.paused else ''})"
             for name, run in runs.items()
@@ -160,7 +190,8 @@ class World:
         seed = self.scene.plan.seed
         return (
             f"seed {seed}: {type(error).__name__}: {error}\n"
-            f"repeat it: python -m fedtrain.sim --seed {seed} --transcript\n"
+            f"repeat it: {self._choice.command(seed)}\n"
+            f"make it smaller: python -m fedtrain.sim --seed {seed} --minimise\n"
             f"its last lines:\n{self.scene.transcript.text(TAIL_LINES)}"
         )
 

@@ -1,0 +1,105 @@
+"""How a coordinator makes versions: check what it counts, compute for a while, store, say so; and tidy up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedtrain.core import effects as fx
+from fedtrain.core import events as ev
+from fedtrain.core.state import ENDED, Phase
+from fedtrain.core.versions import blobs_needed
+from fedtrain.sim.numbers import aggregate, digest_of
+from fedtrain.sim.process import Place
+
+if TYPE_CHECKING:
+    from fedtrain.sim.coordinator import Coordinator
+
+
+class Making:
+    """Of one life. What it stores lies on the owner's disk."""
+
+    def __init__(self, owner: Coordinator) -> None:
+        self._owner = owner
+        self._computing: set[tuple[str, int, int]] = set()
+
+    def aggregate(self, effect: fx.Aggregate) -> None:
+        """Compute for a while; the answer is an event. One computation of a kind at a time."""
+        owner, scene = self._owner, self._owner.scene
+        place = (effect.run, effect.round, effect.attempt)
+        if place in self._computing:
+            return
+        self._computing.add(place)
+
+        def computed() -> None:
+            self._computing.discard(place)
+            run = owner.state.runs[effect.run]
+            if run.phase is not Phase.AGGREGATING or run.round is None or run.round.attempt != effect.attempt:
+                return
+            damaged = self._damaged(effect)
+            if damaged:
+                owner.submit(*damaged)
+            elif scene.strikes(scene.plan.rates.aggregation_fails, "aggregation failed", effect.run):
+                owner.submit(ev.AggregationFailed(owner.now_ms, *place, "no space left"))
+            else:
+                made = self._make(effect)
+                owner.fuse.reach(Place.BEFORE_ROW)
+                owner.submit(made)
+
+        owner.later(scene.chance.stream("aggregation", effect.run).randint(20, 1_500), computed)
+
+    def _damaged(self, effect: fx.Aggregate) -> list[ev.Event]:
+        """Every update is held against its digest once more before it is read."""
+        owner = self._owner
+        store = owner.disk.store
+        found = [(item.blob, store.check(item.blob)) for item in effect.contributions]
+        return [ev.BlobDamaged(owner.now_ms, effect.run, blob, wrong) for blob, wrong in found if wrong]
+
+    def _make(self, effect: fx.Aggregate) -> ev.RoundAggregated:
+        """The version on disk before anybody hears of it; made again, it is the same again."""
+        owner, disk = self._owner, self._owner.disk
+        spec = owner.state.runs[effect.run].spec
+        base = disk.versions[effect.run, effect.base_version]
+        read_in = list(range(len(effect.contributions)))
+        owner.scene.chance.stream("reading", effect.run).shuffle(read_in)
+        made = aggregate(spec, effect, base, disk.store.blobs, read_in)
+        public = made.version.public.tobytes()
+        disk.versions[effect.run, effect.base_version + 1] = made.version
+        delta, snapshot = digest_of(made.delta), digest_of(public) if effect.snapshot else ""
+        disk.store.blobs[delta] = made.delta
+        if snapshot:
+            disk.store.blobs[snapshot] = public
+        return ev.RoundAggregated(
+            at_ms=owner.now_ms,
+            run=effect.run,
+            round=effect.round,
+            attempt=effect.attempt,
+            model_digest=digest_of(public),
+            delta=delta,
+            delta_bytes=len(made.delta),
+            snapshot=snapshot,
+            snapshot_bytes=len(public) if snapshot else 0,
+            update_norm=made.update_norm,
+        )
+
+    def collect(self, effect: fx.Collect) -> None:
+        """Blobs that no run needs, and versions that are over; what is being taken in stays."""
+        owner, disk = self._owner, self._owner.disk
+        needed: set[str] = set(owner.intake.held)
+        for run in owner.state.runs.values():
+            needed |= blobs_needed(run)
+        disk.store.collect(needed | owner.intake.offered)
+        for run_name, version in tuple(disk.versions):
+            if run_name == effect.run and version < effect.keep_version:
+                del disk.versions[run_name, version]
+        owner.history.collected(len(disk.store.blobs), len(disk.versions))
+
+    def counted_blobs(self) -> list[str]:
+        """Updates that lie here and wait to be counted, by rising digest."""
+        state, blobs = self._owner.state, self._owner.disk.store.blobs
+        found: set[str] = set()
+        for run in state.runs.values():
+            if run.phase not in ENDED:
+                seats = run.round.seats.values() if run.round else ()
+                found |= {seat.update.blob for seat in seats if seat.update}
+                found |= {update.blob for update in run.late}
+        return sorted(found & set(blobs))
