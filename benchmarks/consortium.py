@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -38,6 +39,8 @@ LOOK_EVERY_S = 0.25
 """How often a run is looked at; nothing in a round waits for it."""
 
 END_S = 5.0
+
+COORDINATOR = "coordinator"
 
 PEER_FILE = """\
 site: {site}
@@ -88,14 +91,14 @@ class Consortium:
     Args:
         folder: made if it is missing; holds everything, logs included.
         sites: how many.
-        through: given the coordinator's port, the port that agents dial instead (a relay), if any.
+        through: given the coordinator's port and a site, the port that its agent dials instead, if any.
     """
 
-    def __init__(self, folder: Path, sites: int, through: Callable[[int], int] | None = None) -> None:
+    def __init__(self, folder: Path, sites: int, through: Callable[[int, str], int] | None = None) -> None:
         self.folder = folder
         self.names = [f"site-{index}" for index in range(sites)]
         self.children: dict[str, subprocess.Popen[bytes]] = {}
-        self._through = through or (lambda port: port)
+        self._through = through or (lambda port, _: port)
 
     @property
     def home(self) -> Path:
@@ -105,7 +108,11 @@ class Consortium:
     @property
     def coordinator_pid(self) -> int:
         """Process id of the coordinator, for `/proc`."""
-        return self.children["coordinator"].pid
+        return self.children[COORDINATOR].pid
+
+    def site(self, name: str) -> Path:
+        """A site's folder."""
+        return self.folder / name
 
     def __enter__(self) -> Consortium:
         try:
@@ -153,7 +160,7 @@ class Consortium:
                     return (self._core_seconds() - before) / max(1, view["version"] - first)
                 self.check()
                 if view["phase"] not in ("waiting", "seeding", "training", "aggregating", "evaluating"):
-                    raise RuntimeError(f"{run} is {view['phase']}: {view['reason']}\n{self._last_words()}")
+                    raise RuntimeError(f"{run} is {view['phase']}: {view['reason']}\n{self.last_words()}")
                 await asyncio.sleep(LOOK_EVERY_S)
 
     def _start(self) -> None:
@@ -161,30 +168,29 @@ class Consortium:
         self._command(
             "coordinator", "init", str(self.home), "--name", "bench", "--address", f"127.0.0.1:{port}"
         )
-        self._launch("coordinator", "coordinator", "serve", str(self.home))
+        self.launch(COORDINATOR)
         if not listens(port, START_S):
-            raise RuntimeError(f"the coordinator does not listen\n{self._last_words()}")
-        address = f"127.0.0.1:{self._through(port)}"
+            raise RuntimeError(f"the coordinator does not listen\n{self.last_words()}")
         for name in self.names:
-            site = self.folder / name
+            site = self.site(name)
             site.mkdir(parents=True)
+            address = f"127.0.0.1:{self._through(port, name)}"
             (site / "peer.yaml").write_text(PEER_FILE.format(site=name, address=address))
             invite = self._command("site", "invite", name, "--dir", str(self.home)).strip()
             self._command("join", invite, str(site))
-            self._launch(name, "peer", "run", str(site))
+            self.launch(name)
         end = time.monotonic() + START_S
         while not self._all_attached():
             self.check()
             if time.monotonic() > end:
-                raise RuntimeError(f"not all sites attached in {START_S:.0f} s\n{self._last_words()}")
+                raise RuntimeError(f"not all sites attached in {START_S:.0f} s\n{self.last_words()}")
             time.sleep(LOOK_EVERY_S)
 
     def _core_seconds(self) -> float:
         """User and system seconds so far, of the processes and of the trainers that agents started."""
         ticks = 0
         for child in self.children.values():
-            started = Path(f"/proc/{child.pid}/task").glob("*/children")
-            for pid in (child.pid, *(pid for path in started for pid in path.read_text().split())):
+            for pid in (child.pid, *started_by(child.pid)):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -197,7 +203,7 @@ class Consortium:
         """`RuntimeError` if a process has ended."""
         for name, child in self.children.items():
             if child.poll() is not None:
-                raise RuntimeError(f"{name} ended with exit code {child.poll()}\n{self._last_words()}")
+                raise RuntimeError(f"{name} ended with exit code {child.poll()}\n{self.last_words()}")
 
     def _command(self, *arguments: str) -> str:
         """Standard output of a fedtrain command that has to succeed."""
@@ -208,10 +214,15 @@ class Consortium:
             text=True,
         )
         if done.returncode:
-            raise RuntimeError(f"fedtrain {' '.join(arguments[:2])} failed: {done.stderr.strip()}")
+            raise RuntimeError(f"fedtrain {arguments[0]} failed: {done.stderr.strip()}")
         return done.stdout
 
-    def _launch(self, name: str, *arguments: str) -> None:
+    def launch(self, name: str) -> None:
+        """Start the coordinator or a site's agent, again if need be; it writes on in its log."""
+        if name == COORDINATOR:
+            arguments = ("coordinator", "serve", str(self.home))
+        else:
+            arguments = ("peer", "run", str(self.site(name)))
         with open(self.folder / f"{name}.log", "ab") as log:
             self.children[name] = subprocess.Popen(
                 [sys.executable, "-m", "fedtrain.cli", *arguments],
@@ -221,12 +232,18 @@ class Consortium:
                 stderr=log,
             )
 
+    def kill(self, name: str) -> None:
+        """`kill -9` the coordinator or an agent, and wait for the end."""
+        self.children[name].kill()
+        self.children[name].wait()
+
     def _stop(self) -> None:
         """Agents first (their trainers end with them), then the coordinator; by force if need be."""
-        end_all([self.children[name] for name in sorted(self.children, key="coordinator".__eq__)])
+        end_all([self.children[name] for name in sorted(self.children, key=COORDINATOR.__eq__)])
         self.children.clear()
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The ends of all logs."""
         tails = []
         for path in sorted(self.folder.glob("*.log")):
             tails.append(f"--- {path.name}")
@@ -249,11 +266,24 @@ def peak_resident_bytes(pid: int) -> int:
     raise RuntimeError(f"/proc/{pid}/status tells no VmHWM")
 
 
+def started_by(pid: int) -> list[int]:
+    """The processes that a process has started and that live: of an agent, its trainer."""
+    paths = Path(f"/proc/{pid}/task").glob("*/children")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for path in paths for child in path.read_text().split()]
+    return []
+
+
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, below those that outgoing connections are given.
+
+    One of those could be taken by an agent that dials while the coordinator is down.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def listens(port: int, limit_s: float) -> bool:

@@ -11,6 +11,7 @@ deltas as files. The coordinator's reads are `rchar` of /proc/PID/io, taken the 
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 import time
 from pathlib import Path
@@ -32,9 +33,10 @@ SETTLE_S = 1.0
 def measure(sites: int, parameters: int, up: str, down: str, rounds: int) -> dict[str, Any]:
     """Bytes per round of `rounds` rounds, each way, beside their payload."""
     relay = Relay()
+    relayed = functools.cache(relay.start)  # one relay for all sites
     with (
         tempfile.TemporaryDirectory(prefix="wire-bytes-") as name,
-        Consortium(Path(name), sites, through=relay.start) as consortium,
+        Consortium(Path(name), sites, through=lambda port, _: relayed(port)) as consortium,
     ):
         counts = []
         for run, extra in (("warm", 0), ("short", 0), ("long", rounds)):
