@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -13,6 +14,11 @@ from fedtrain.core.orders import Order, Progress
 from fedtrain.core.pacing import lease_ms
 
 Verdicts = tuple[liveness.Lost | liveness.Stalled, ...]
+
+OVERSLEPT_MS = 1_000
+"""A look that comes so much too late means that this process was stopped or starved, and heard nobody."""
+
+_log = logging.getLogger(__name__)
 
 
 class PulseWatch:
@@ -92,6 +98,10 @@ class PulseWatch:
             delay_s = None if self._look_ms is None else max(0.001, (self._look_ms - self._now_ms()) / 1000)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._sooner.wait(), delay_s)
+            late_ms = 0 if self._look_ms is None else self._now_ms() - self._look_ms
+            if late_ms >= OVERSLEPT_MS:
+                _log.warning("this process stood still for %d s or more: leases begin anew", late_ms // 1000)
+                self._pulses = dict(liveness.renew(self._pulses, self._now_ms()))
 
     def _one(self, site: str) -> liveness.Pulses:
         pulse = self._pulses.get(site)

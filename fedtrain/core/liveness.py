@@ -110,6 +110,18 @@ def forget(pulses: Pulses, site: str) -> Pulses:
     return {name: pulse for name, pulse in pulses.items() if name != site}
 
 
+def renew(pulses: Pulses, now_ms: int) -> Pulses:
+    """Everybody begins anew: whoever was not listening cannot say that nobody spoke."""
+    return {
+        site: Pulse(
+            now_ms,
+            pulse.patience_ms,
+            {order: replace(beat, since_ms=now_ms) for order, beat in pulse.orders.items()},
+        )
+        for site, pulse in pulses.items()
+    }
+
+
 def verdicts(pulses: Pulses, now_ms: int) -> tuple[tuple[Lost | Stalled, ...], int | None]:
     """What has run out of patience, and when to look again (None: nothing to wait for)."""
     found: list[Lost | Stalled] = []

@@ -23,9 +23,10 @@ class Backoff:
         self._chance = chance or random.SystemRandom()
         self._ceiling_s = first_s
 
-    def next_s(self) -> float:
-        """The next pause, in seconds."""
-        pause_s = self._chance.uniform(0.0, self._ceiling_s)
+    def next_s(self, cap_s: float | None = None) -> float:
+        """The next pause, in seconds; `cap_s` bounds this one more tightly than all."""
+        ceiling_s = self._ceiling_s if cap_s is None else min(cap_s, self._ceiling_s)
+        pause_s = self._chance.uniform(0.0, ceiling_s)
         self._ceiling_s = min(self._cap_s, 2 * self._ceiling_s)
         return pause_s
 

@@ -167,6 +167,11 @@ class Desk:
             case msg.Head():
                 self._owner.background(self._keep(message))
 
+    @property
+    def at_work(self) -> bool:
+        """Whether an order is in hand."""
+        return bool(self._owner.state.in_hand)
+
     def explain(self, error: UnreachableError) -> str:
         """Why nobody answered, from what is known here."""
         if isinstance(error, StaleEpoch):

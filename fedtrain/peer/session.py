@@ -44,8 +44,9 @@ REMIND_S = 600.0
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 8.0
-"""A thousand sites then knock about two hundred and fifty times a second, and no run waits long for one
-of them. How many of those are let in is the coordinator's to say (`core.pacing`)."""
+LONGEST_PAUSE_AT_WORK_S = 2.0
+"""A thousand sites then knock about two hundred and fifty times a second. How many of those are let in is
+the coordinator's to say (`core.pacing`). A site with work in hand comes sooner, because its round waits."""
 
 TEMPORARY = (UnreachableError, StorageError, LocalError, RemoteError, IntegrityError)
 """After these a new try may succeed. Everything else a person has to change first."""
@@ -65,6 +66,10 @@ class Desk(Protocol):
 
     def admit_epoch(self, epoch: int) -> None:
         """Hold a message's epoch against the highest one seen; `StaleRound` if it is lower."""
+
+    @property
+    def at_work(self) -> bool:
+        """Whether anything is in hand that the coordinator waits for."""
 
     def explain(self, error: UnreachableError) -> str:
         """The sentence for a person: why nobody answered, what to check."""
@@ -123,7 +128,8 @@ class Session:
             except TEMPORARY as error:
                 self._tell_failure(error)
             if not self._leaving:
-                pause_s = self._backoff.told_s(told_ms / 1000) if told_ms else self._backoff.next_s()
+                cap_s = LONGEST_PAUSE_AT_WORK_S if self._desk.at_work else None
+                pause_s = self._backoff.told_s(told_ms / 1000) if told_ms else self._backoff.next_s(cap_s)
                 await asyncio.sleep(pause_s)
 
     async def leave(self, reason: str) -> bool:

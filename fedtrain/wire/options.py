@@ -78,7 +78,7 @@ def channel_options(server_name: str, proxy: str | None = None) -> Options:
         ("grpc.use_local_subchannel_pool", 1),  # a client is a connection; a renewed one gets its own
         ("grpc.initial_reconnect_backoff_ms", 250),
         ("grpc.min_reconnect_backoff_ms", 5_000),  # also the time that a TLS handshake may take
-        ("grpc.max_reconnect_backoff_ms", 5_000),  # the agent has a back-off of its own on top
+        ("grpc.max_reconnect_backoff_ms", 1_000),  # the agent has a back-off of its own on top
     ]
 
 

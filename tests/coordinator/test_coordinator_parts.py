@@ -68,6 +68,25 @@ async def test_a_silent_site_and_a_stalled_order_are_told() -> None:
     assert {verdict.site for verdict in told} == {"silent", "busy"}
 
 
+async def test_who_did_not_listen_gives_nobody_up() -> None:
+    """A coordinator that was stopped for longer than every lease gives each of them a lease more."""
+    told: list[Lost | Stalled] = []
+    now_ms = 0
+    pulse = PulseWatch(told.extend, lambda: now_ms)
+    pulse.move("alive", "tiny.1.1.alive", 20)
+    watching = asyncio.create_task(pulse.run())
+    await asyncio.sleep(0)
+    now_ms = 90_000
+    await asyncio.sleep(0.1)
+    assert told == []
+    async with asyncio.timeout(10):
+        while not told:
+            now_ms += 1
+            await asyncio.sleep(0.01)
+    watching.cancel()
+    assert now_ms >= 90_020
+
+
 async def test_progress_of_another_site_is_not_taken() -> None:
     """A site can speak for its own orders only, and only for those that are expected of it."""
     pulse = PulseWatch(lambda _: None)

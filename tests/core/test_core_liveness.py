@@ -13,6 +13,7 @@ from fedtrain.core.liveness import (
     expect,
     forget,
     hear,
+    renew,
     settle,
     verdicts,
 )
@@ -127,3 +128,12 @@ def test_patience_is_bought_with_bytes(pieces: list[tuple[int, int]], size: int)
         passage = after
         assert received - passage.marked_bytes < STRIDE_BYTES
     assert moves <= received // STRIDE_BYTES + 1
+
+
+def test_leases_that_begin_anew() -> None:
+    """After a time in which nobody listened, patience counts from now, for sites and for their orders."""
+    pulses = expect(hear({}, "a", 0, 100), "a", "run.1.1.a", 0, 50)
+    assert len(verdicts(pulses, 500)[0]) == 1
+    renewed = renew(pulses, 500)
+    assert verdicts(renewed, 549) == ((), 550)
+    assert verdicts(renewed, 550)[0] == (Stalled("a", "run.1.1.a", "no progress for 0.05 s"),)

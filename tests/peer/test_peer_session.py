@@ -65,6 +65,7 @@ class Desk:
         self.received: list[msg.ToPeer] = []
         self.welcomes = 0
         self.highest = 0
+        self.at_work = False
 
     def greet(self) -> msg.Hello:
         return msg.Hello((1, 0), "1.0", "s", (), ())
@@ -192,13 +193,15 @@ class Noted(Backoff):
         super().__init__(0.25, 8.0, random.Random(1))
         self.told: list[float] = []
         self.own = 0
+        self.caps: list[float | None] = []
 
     def told_s(self, pause_s: float) -> float:
         self.told.append(pause_s)
         return 0.0
 
-    def next_s(self) -> float:
+    def next_s(self, cap_s: float | None = None) -> float:
         self.own += 1
+        self.caps.append(cap_s)
         return 0.0
 
 
@@ -212,6 +215,21 @@ async def test_a_busy_coordinator_says_when_to_come_back() -> None:
         await session.attached.wait()
     assert (backoff.told, backoff.own) == ([1.5, 0.7], 1)
     await end(task)
+
+
+async def test_a_site_with_work_comes_back_sooner() -> None:
+    """Its round waits for it; one without work takes its time, and leaves room at the door."""
+    for at_work, cap_s in ((True, 2.0), (False, None)):
+        backoff, desk = Noted(), Desk()
+        desk.at_work = at_work
+        session = Session(Port([UnreachableError("down")]), desk, backoff)
+        task = asyncio.create_task(session.keep())
+        async with asyncio.timeout(60):
+            await session.attached.wait()
+        assert backoff.caps == [cap_s]
+        await end(task)
+    worn = Backoff(0.25, 8.0, random.Random(2))
+    assert max(worn.next_s(2.0) for _ in range(200)) <= 2.0 < max(worn.next_s() for _ in range(50))
 
 
 def test_pauses_fill_the_whole_range_below_a_growing_ceiling() -> None:
