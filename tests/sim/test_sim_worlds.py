@@ -48,10 +48,10 @@ def test_seeds_that_found_something(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a minute of work, on a machine that may be busy with something else
-def test_a_thousand_worlds_hold() -> None:
-    """Other seeds than the quick test's."""
-    assert main(["--first", "10001", "--seeds", "1000"]) == 0
+@pytest.mark.timeout(900)  # half a minute of work, on a machine that may be busy with something else
+def test_hundreds_of_worlds_hold() -> None:
+    """Other seeds than the quick test's, and than the ten thousand of `.ci/run`."""
+    assert main(["--first", "10001", "--seeds", "400"]) == 0
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
