@@ -69,6 +69,9 @@ class History:
         """The machine answered an event."""
         self._watch.stepped(state)
         self._account(event, state, effects)
+        # Only here: what a dead life left unanswered is looked at whenever its journal is read again.
+        for ledger in self.ledgers.values() if not self._fenced else ():
+            ledger.in_time(self._world.clock.now_ms, self._world.clear_ms)
 
     def restarted(self, state: State) -> None:
         """The coordinator replayed its journal to this state."""
@@ -109,7 +112,6 @@ class History:
             self._decided(effect)
         for ledger in self.ledgers.values():
             ledger.complete(self._sessions, self._enrolled)
-            ledger.in_time(self._world.clock.now_ms, self._world.clear_ms)
 
     def _obeyed_another(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> bool:
         """Whether somebody else rules: then nothing may be decided here until a life of a higher epoch."""
