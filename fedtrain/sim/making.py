@@ -94,12 +94,19 @@ class Making:
         owner.history.collected(len(disk.store.blobs), len(disk.versions))
 
     def counted_blobs(self) -> list[str]:
-        """Updates that lie here and wait to be counted, by rising digest."""
+        """Updates that lie here and wait to be counted, by rising digest.
+
+        Without those that are a model as well: a liar may send one back, and no real update's file could
+        be equal to a model's.
+        """
         state, blobs = self._owner.state, self._owner.disk.store.blobs
         found: set[str] = set()
+        models: set[str] = set()
         for run in state.runs.values():
             if run.phase not in ENDED:
                 seats = run.round.seats.values() if run.round else ()
                 found |= {seat.update.blob for seat in seats if seat.update}
                 found |= {update.blob for update in run.late}
-        return sorted(found & set(blobs))
+            if run.model is not None:
+                models |= {blob for _, blob, _ in run.model.ref.chain}
+        return sorted((found - models) & set(blobs))
