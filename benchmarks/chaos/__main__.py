@@ -51,6 +51,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CELLS} cells, drawn by the seed")
     parser.add_argument("--count", type=int, metavar="N", help="N cells, drawn by the seed")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="a soak instead of the matrix")
+    parser.add_argument(
+        "--relentless", action="store_true", help="soak with kill -9 of the coordinator every 5 s"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave all folders and logs in DIR")
     options = parser.parse_args()
@@ -64,7 +67,7 @@ def main() -> int:
 def run(options: argparse.Namespace, folder: Path) -> int:
     """Do what the options say below `folder`; the exit code."""
     if options.soak:
-        soak = run_soak(folder, options.soak, options.seed, tell)
+        soak = run_soak(folder, options.soak, options.seed, tell, options.relentless)
         document = soak_document(soak, options.seed)
         print_soak(soak)
         good = not soak.faults

@@ -21,7 +21,7 @@ import psutil
 
 from benchmarks.chaos.auditor import Finding, judge
 from benchmarks.chaos.link import Weather
-from benchmarks.chaos.schedule import COORDINATOR_DEEDS, LINK_DEEDS, PROCESS_DEEDS, Harm
+from benchmarks.chaos.schedule import COORDINATOR_DEEDS, LINK_DEEDS, PROCESS_DEEDS, Deed, Harm
 from benchmarks.chaos.storm import Storm, agents, storm_over
 from benchmarks.chaos.trial import Work, evidence_of, start, stop
 from benchmarks.consortium import COORDINATOR
@@ -48,6 +48,9 @@ WARM_UP_SHARE = 0.25
 """Of the samples, not counted."""
 
 CUT_CHANCE = 0.002
+
+RELENTLESS = Harm((COORDINATOR,), {Deed.KILL: 1}, (5.0, 5.0))
+"""Row 11 of the list of faults."""
 
 MEGABYTE = 1_000_000
 
@@ -126,26 +129,35 @@ class Soak:
         return [*self.troubles, *map(str, self.findings), *grown]
 
 
-def run_soak(folder: Path, minutes: float, seed: int, tell: Callable[[str], None]) -> Soak:
-    """Soak for so many minutes; `tell` hears how it goes."""
+def run_soak(
+    folder: Path, minutes: float, seed: int, tell: Callable[[str], None], relentless: bool = False
+) -> Soak:
+    """Soak for so many minutes; `tell` hears how it goes.
+
+    `relentless` kills nobody but the coordinator, every five seconds, whether it is up again or not.
+    """
     soak = Soak(minutes)
     with storm_over(folder / "soak", SITES, seed) as storm:
-        asyncio.run(_soak(storm, soak, seed, tell))
+        if relentless:
+            harms: tuple[Harm, ...] = (RELENTLESS,)
+        else:
+            sites = agents(storm.consortium)
+            harms = (
+                Harm((*sites, COORDINATOR), {**PROCESS_DEEDS, **COORDINATOR_DEEDS}, PAUSE_S),
+                Harm(sites, LINK_DEEDS, (PAUSE_S[0] * 2, PAUSE_S[1] * 2)),
+            )
+            storm.set_weather(Weather(cut_chance=CUT_CHANCE))
+        asyncio.run(_soak(storm, soak, f"soak {seed}", harms, tell))
     return soak
 
 
-async def _soak(storm: Storm, soak: Soak, seed: int, tell: Callable[[str], None]) -> None:
+async def _soak(
+    storm: Storm, soak: Soak, seed: str, harms: tuple[Harm, ...], tell: Callable[[str], None]
+) -> None:
     began = time.monotonic()
     end = began + soak.minutes * 60
-    sites = agents(storm.consortium)
-    half = (PAUSE_S[0] * 2, PAUSE_S[1] * 2)
-    harms = (
-        Harm((*sites, COORDINATOR), {**PROCESS_DEEDS, **COORDINATOR_DEEDS}, PAUSE_S),
-        Harm(sites, LINK_DEEDS, half),
-    )
-    storm.set_weather(Weather(cut_chance=CUT_CHANCE))
     beside = [
-        asyncio.create_task(storm.rage(f"soak {seed}", harms)),
+        asyncio.create_task(storm.rage(seed, harms)),
         asyncio.create_task(_sample(storm, soak, began)),
     ]
     await start(storm.consortium, Work(RUN, ROUNDS, PARAMETERS, missing=1, late="next_round"))
