@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.consortium import free_port as free_port
 from fedtrain.coordinator.process import Serving, open_coordinator
 from fedtrain.core import canonical
 from fedtrain.core import messages as msg
@@ -235,9 +235,3 @@ def whole_mean(path: Path, mean: float) -> None:
         out = np.empty(LAYOUT.num_elements, np.float32)
         model.read(0, out)
     np.testing.assert_array_equal(out, np.arange(LAYOUT.num_elements, dtype=np.float32) - mean)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import resource
 from pathlib import Path
 
 import pytest
+from blob_samples import DATA, DIGEST, digest_of, files
 
 from fedtrain.errors import StorageError
 from fedtrain.storage import blobs as module
 from fedtrain.storage.blobs import Blobs
-
-DATA = bytes(range(256)) * 40
-
-
-def digest_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-DIGEST = digest_of(DATA)
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return Blobs(tmp_path / "blobs", free_bytes_min=0)
-
-
-def files(blobs: Blobs) -> set[str]:
-    return {str(p.relative_to(blobs.folder)) for p in blobs.folder.rglob("*") if not p.is_dir()}
 
 
 class Disk:

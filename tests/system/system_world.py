@@ -11,9 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +24,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.consortium import free_port as free_port
 from fedtrain.cli.session import ask, load_identity, open_client
 from fedtrain.errors import NotFoundError, UnreachableError
 
@@ -69,18 +68,6 @@ def fedtrain(*words: object, limit_s: float = PATIENCE_S) -> Outcome:
 def command(*words: object) -> list[str]:
     """The command line as a process."""
     return [sys.executable, "-m", "fedtrain.cli", *map(str, words)]
-
-
-def free_port() -> int:
-    """A free port below the range that outgoing connections take theirs from.
-
-    A port from that range could be taken by a reconnecting agent while the coordinator is down.
-    """
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_for(condition: Callable[[], bool], what: str, tell: Callable[[], str] = str) -> None:
