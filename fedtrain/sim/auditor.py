@@ -74,6 +74,8 @@ class Auditor:
             given_up = [effect.order for effect in effects if isinstance(effect, agent.Discard)]
             trained = [order for order in given_up if parse_order_id(order)[1] > 0]
             demand(not trained, "I1", f"{name} lets {trained} go, which no version counts yet")
+        if name in self._liars:
+            return  # what it answered behind its own agent's back stays with that agent
         kept: dict[str, int] = {}
         for held in state.held.values():
             kept[held.order.run] = kept.get(held.order.run, 0) + 1

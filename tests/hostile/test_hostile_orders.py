@@ -21,6 +21,7 @@ from fedtrain.errors import (
     Equivocation,
     FedtrainError,
     NotFoundError,
+    OfferAgain,
     RemoteError,
     StaleRound,
     UnknownSite,
@@ -112,7 +113,7 @@ async def test_a_replayed_upload_counts_once(arena: Arena) -> None:
         missing = await arena.liar.client.offer(msg.Offer(commit.order, commit.digest, commit.size_bytes))
         assert missing.offset == commit.size_bytes
         assert await arena.liar.client.commit(commit) == first
-    with pytest.raises(StaleRound, match="nothing was offered"):  # it is stored: no stream is open for it
+    with pytest.raises(OfferAgain, match="nothing was offered"):  # it is stored: no stream is open for it
         await arena.liar.client.send_file(path, commit.digest, commit.size_bytes)
     assert len(arena.rows("UpdateStored")) == 1
     await arena.finish(liar_counts=True)
