@@ -80,11 +80,9 @@ async def test_a_trickle_is_dropped_after_patience(tmp_path: Path, heartbeats: b
         finally:
             stop.set()
         assert isinstance(refusal, Refusal)
-        assert (refusal.status, refusal.code) == ("FAILED_PRECONDITION", "stale_round"), refusal
-        assert (
-            "bytes of its upload came in 1.5 s" in refusal.sentence
-            or "nothing was offered" in refusal.sentence
-        )
+        told = (refusal.status, refusal.code, refusal.sentence)
+        assert told[:2] in (("FAILED_PRECONDITION", "stale_round"), ("UNAVAILABLE", "offer_again")), told
+        assert "bytes of its upload came in 1.5 s" in told[2] or "nothing was offered" in told[2]
         failed = [row for row in arena.rows("WorkFailed") if row.run == "own"]
         assert failed, "the order was not given up"
         assert list((arena.hub.blobs.folder / "partial").iterdir()) == []
