@@ -72,7 +72,7 @@ class Connection:
 
     def _hear_refusal(self, error: grpc.aio.AioRpcError) -> None:
         """As `_hear`, for a call that failed; if only its transport did, nobody has answered."""
-        shown = epochs.read(error.initial_metadata())
+        shown = epochs.read(error.initial_metadata()) or epochs.read(error.trailing_metadata())
         if self._book is not None and (shown is not None or _said_by_fedtrain(error)):
             self._book.epoch_seen(shown)
 

@@ -178,9 +178,11 @@ class _Desk:
 
         An answer, or a refusal, that was under way when another coordinator took over is not given.
         """
-        async with Answering(context, call.path):
+        ours = epochs.write(self._epochs.proof()) if self._epochs is not None else ()
+        # A refusal says it once more at its end: grpc.aio may lose the beginning of a stream that is refused.
+        async with Answering(context, call.path, ours):
             if self._epochs is not None:
-                await context.send_initial_metadata(epochs.write(self._epochs.proof()))
+                await context.send_initial_metadata(ours)
                 self._epochs.check()
             caller = self._judge(context.auth_context(), call.service, call.method)
             caller = replace(caller, address=context.peer())

@@ -63,11 +63,13 @@ class Answering:
     Args:
         context: the call's `grpc.aio.ServicerContext`.
         call: its name, for the log.
+        beside: more trailing metadata of a refusal.
     """
 
-    def __init__(self, context: Any, call: str) -> None:
+    def __init__(self, context: Any, call: str, beside: tuple[tuple[str, str], ...] = ()) -> None:
         self._context = context
         self._call = call
+        self._beside = beside
 
     async def __aenter__(self) -> None:
         return None
@@ -84,7 +86,7 @@ class Answering:
         await self._context.abort(
             grpc.StatusCode[error.status],
             printable(str(error)),
-            trailing_metadata=_metadata_of(error),
+            trailing_metadata=(*_metadata_of(error), *self._beside),
         )
 
 

@@ -254,3 +254,21 @@ def test_anything_else_is_a_remote_error(text: str) -> None:
     proof = epochs.write(a_proof(1))
     with pytest.raises(RemoteError):
         epochs.read((*proof, *proof))
+
+
+async def test_a_refusal_whose_beginning_was_lost_still_shows_its_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """grpc.aio may end a refused stream before its initial metadata has come; the end says it as well."""
+    throne, book = Throne(4), Book(3)
+    throne.fenced = True
+    monkeypatch.setattr(grpc.aio.AioRpcError, "initial_metadata", lambda _: None)
+    async with Bench(tmp_path, throne, book) as client:
+        for refused in (
+            client.run("lm"),
+            client.pause("lm"),
+            client.offer(core.Offer("a.1.1.b", ZERO_DIGEST, 5)),
+        ):
+            with pytest.raises(StaleEpoch, match="another has taken over"):
+                await refused
+    assert book.seen == [4, 4, 4]
