@@ -59,6 +59,23 @@ def spec_of(**changes: object) -> RunSpec:
     return RunSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+def honest_header(order: Order) -> UpdateHeader:
+    """The header of an update that answers this order."""
+    assert order.model is not None, "an update is made from a model"
+    return UpdateHeader(
+        run=order.run,
+        round=order.round,
+        site=order.site,
+        direction="up",
+        base_version=order.model.version,
+        layout_digest=order.model.layout_digest,
+        codec=order.codec,
+        block_elements=order.block_elements,
+        num_elements=LAYOUT.num_elements,
+        clip_norm=None,
+    )
+
+
 def client_of(keys: MemberKeys) -> CoordinatorClient:
     """A client with a member's certificate."""
     credentials = channel_credentials(keys.tls_key_pem, keys.certificate_pem, keys.ca_pem)
@@ -128,20 +145,7 @@ class ScriptedSite:
             writer.write(np.arange(LAYOUT.num_elements, dtype=np.float32))
             writer.close()
             return path
-        assert order.model is not None
-        header = UpdateHeader(
-            run=order.run,
-            round=order.round,
-            site=order.site,
-            direction="up",
-            base_version=order.model.version,
-            layout_digest=order.model.layout_digest,
-            codec=order.codec,
-            block_elements=order.block_elements,
-            num_elements=LAYOUT.num_elements,
-            clip_norm=None,
-        )
-        update = UpdateWriter(path, header)
+        update = UpdateWriter(path, honest_header(order))
         values = np.full(LAYOUT.num_elements, value, np.float32)
         # The honest encoder refuses what is not finite; a hostile site has no such scruples.
         honest = bool(np.isfinite(values).all())

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coordinator_world import LAYOUT, whole_mean
+from coordinator_world import LAYOUT, honest_header, whole_mean
 from hostile_world import Arena, Refusal, arena_in, case, raw
 
 from fedtrain.core import messages as msg
@@ -22,7 +22,7 @@ from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.spec import LatePolicy
 from fedtrain.errors import BadUpdate
 from fedtrain.methods.codecs import codec
-from fedtrain.methods.updatefile import MAGIC, UpdateHeader
+from fedtrain.methods.updatefile import MAGIC
 from fedtrain.wire.calls import call
 from fedtrain.wire.v1 import transfer_pb2
 
@@ -34,20 +34,7 @@ PICKLE = b"\x80\x05cos\nsystem\n\x8c\x04true\x85R."
 
 def header_of(order: Order, **changes: Any) -> bytes:
     """The header of an honest update, with any field changed to anything."""
-    assert order.model is not None
-    honest = UpdateHeader(
-        run=order.run,
-        round=order.round,
-        site=order.site,
-        direction="up",
-        base_version=order.model.version,
-        layout_digest=order.model.layout_digest,
-        codec=order.codec,
-        block_elements=order.block_elements,
-        num_elements=LAYOUT.num_elements,
-        clip_norm=None,
-    )
-    plain = {**dataclasses.asdict(honest), **changes}
+    plain = {**dataclasses.asdict(honest_header(order)), **changes}
     return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
 
 
