@@ -36,8 +36,7 @@ import psutil
 import uvloop
 
 import fedtrain
-from fedtrain.core import events as ev
-from fedtrain.core import messages as msg
+from fedtrain.core import events as ev, messages as msg
 from fedtrain.core.driver import entry_of
 from fedtrain.core.pacing import beat_ms
 from fedtrain.errors import StaleRound, UnreachableError

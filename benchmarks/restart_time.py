@@ -31,8 +31,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fedtrain.coordinator.setup import init
-from fedtrain.core import canonical, transitions
-from fedtrain.core import events as ev
+from fedtrain.core import canonical, events as ev, transitions
 from fedtrain.core.driver import entry_of, replay
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.core.state import Phase, Standing, State

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from benchmarks.chaos.evidence import Evidence
-from fedtrain.core import events as ev
-from fedtrain.core import transitions
+from fedtrain.core import events as ev, transitions
 from fedtrain.core.agent import EpochSeen, OrderReceived, UploadAcknowledged
 from fedtrain.core.orders import OrderKind, parse_order_id
 from fedtrain.core.state import RoundRecord, RunState, Standing, State

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from fedtrain.cli.audit import examine
-from fedtrain.core import canonical, transitions
-from fedtrain.core import events as ev
-from fedtrain.core.agent import AGENT_EVENTS, AgentEvent, AgentState
-from fedtrain.core.agent import step as agent_step
+from fedtrain.core import canonical, events as ev, transitions
+from fedtrain.core.agent import AGENT_EVENTS, AgentEvent, AgentState, step as agent_step
 from fedtrain.core.orders import OrderKind
 from fedtrain.core.state import State
 from fedtrain.errors import FedtrainError

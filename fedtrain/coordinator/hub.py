@@ -16,10 +16,7 @@ from fedtrain.coordinator.changes import Changes
 from fedtrain.coordinator.clock import Clock
 from fedtrain.coordinator.pulse import PulseWatch, Verdicts
 from fedtrain.coordinator.versions import Versions
-from fedtrain.core import effects as fx
-from fedtrain.core import events as ev
-from fedtrain.core import messages as msg
-from fedtrain.core import transitions
+from fedtrain.core import effects as fx, events as ev, messages as msg, transitions
 from fedtrain.core.driver import Driver
 from fedtrain.core.liveness import Lost
 from fedtrain.core.state import ENDED, State

@@ -11,8 +11,7 @@ from fedtrain.coordinator import views
 from fedtrain.coordinator.hub import Hub
 from fedtrain.coordinator.sessions import Sessions
 from fedtrain.coordinator.versions import file_digest
-from fedtrain.core import events as ev
-from fedtrain.core import messages as msg
+from fedtrain.core import events as ev, messages as msg
 from fedtrain.core.cohort import expected_sites
 from fedtrain.core.orders import NAME, Order, OrderKind, order_id
 from fedtrain.core.spec import RunSpec

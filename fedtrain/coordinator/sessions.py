@@ -16,9 +16,7 @@ from dataclasses import replace
 
 import fedtrain
 from fedtrain.coordinator.hub import Hub
-from fedtrain.core import canonical, uploads
-from fedtrain.core import events as ev
-from fedtrain.core import messages as msg
+from fedtrain.core import canonical, events as ev, messages as msg, uploads
 from fedtrain.core.allowance import ATTACHES, Allowance, spend
 from fedtrain.core.orders import Order, parse_order_id
 from fedtrain.core.pacing import Door, has_part, knock

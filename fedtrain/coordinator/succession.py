@@ -18,8 +18,7 @@ import struct
 from pathlib import Path
 
 from fedtrain.coordinator.hub import Hub
-from fedtrain.core import canonical
-from fedtrain.core import events as ev
+from fedtrain.core import canonical, events as ev
 from fedtrain.core.epochs import next_epoch
 from fedtrain.errors import BadSignature, ConfigError, RefusedError, StaleEpoch, StorageError
 from fedtrain.trust import statements

@@ -17,8 +17,7 @@ from dataclasses import replace
 from fedtrain.coordinator.hub import Hub
 from fedtrain.coordinator.intake import Incoming, Intake
 from fedtrain.coordinator.refusals import Refusals
-from fedtrain.core import events as ev
-from fedtrain.core import messages as msg
+from fedtrain.core import events as ev, messages as msg
 from fedtrain.core.cohort import expected_sites
 from fedtrain.core.liveness import STRIDE_BYTES, Passage, carry
 from fedtrain.core.orders import Order, OrderKind, parse_order_id

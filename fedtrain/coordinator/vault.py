@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtrain.coordinator.setup import OPERATOR
-from fedtrain.core import canonical, transitions
-from fedtrain.core import events as ev
+from fedtrain.core import canonical, events as ev, transitions
 from fedtrain.core.state import State
 from fedtrain.core.versions import blobs_needed
 from fedtrain.errors import ConfigError, IntegrityError, RemoteError, StorageError

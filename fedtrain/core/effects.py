@@ -85,6 +85,27 @@ class Aggregate(Effect):
 
 
 @dataclass(frozen=True)
+class Restore(Effect):
+    """Make version `round`, whose public model is that of `version`; `base_version` is the newest so far.
+
+    The shell answers with `VersionRestored` or `AggregationFailed`.
+    """
+
+    run: str
+    round: int
+    base_version: int
+    version: int
+
+
+@dataclass(frozen=True)
+class Expel(Effect):
+    """Cut the session and every call that this member has under way: it belongs here no more."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Publish(Effect):
     """Version `version` may be fetched. Sign the journal's head and hand it to every site."""
 

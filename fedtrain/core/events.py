@@ -8,92 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedtrain.core.member_events import (
+    AuthorityAdded as AuthorityAdded,
+    AuthorityRetired as AuthorityRetired,
+    Booted as Booted,
+    Event as Event,
+    Fenced as Fenced,
+    InviteMisused as InviteMisused,
+    MemberEnrolled as MemberEnrolled,
+    MemberInvited as MemberInvited,
+    MemberRenewed as MemberRenewed,
+    MemberRevoked as MemberRevoked,
+    SiteAttached as SiteAttached,
+    SiteDeclared as SiteDeclared,
+    SiteLost as SiteLost,
+    SiteQuarantined as SiteQuarantined,
+    SiteReleased as SiteReleased,
+)
 from fedtrain.core.spec import RunSpec
-
-
-@dataclass(frozen=True)
-class Event:
-    """Root of all events."""
-
-    at_ms: int
-
-
-# -- the coordinator's own life and its members ------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Booted(Event):
-    """A coordinator process started and owns the state directory.
-
-    `epoch` is `epochs.next_epoch` of the one before; `place` is an opaque name of where the state
-    lies, so that a start from a copy is noticed.
-    """
-
-    epoch: int
-    place: str = ""
-
-
-@dataclass(frozen=True)
-class Fenced(Event):
-    """A site proved that it follows a coordinator of a higher epoch: this one is not obeyed any more."""
-
-    epoch: int
-    site: str
-
-
-@dataclass(frozen=True)
-class MemberInvited(Event):
-    """An operator made an invite. `invite` is the fingerprint of its bootstrap certificate."""
-
-    name: str
-    role: str
-    invite: str
-    expires_ms: int
-
-
-@dataclass(frozen=True)
-class MemberEnrolled(Event):
-    """A member used its invite: its TLS key (digest), certificate (PEM) and message key are known."""
-
-    name: str
-    role: str
-    invite: str
-    key_digest: str
-    certificate: str
-    message_key: str
-
-
-@dataclass(frozen=True)
-class InviteMisused(Event):
-    """An invite was shown again with another key. Nothing was issued."""
-
-    name: str
-    invite: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class SiteAttached(Event):
-    """A site's agent opened its session. `session` tells this session from the site's earlier ones.
-
-    `holding` are the orders that it is still working on.
-    """
-
-    site: str
-    session: str
-    version: str
-    holding: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SiteLost(Event):
-    """Liveness gave the site up: no sign of life for its patience, or it said goodbye."""
-
-    site: str
-    reason: str
-
-
-# -- a run ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -129,10 +61,36 @@ class RunStopped(Event):
 
 
 @dataclass(frozen=True)
+class RunRolledBack(Event):
+    """An operator wants the run to go on from an earlier version."""
+
+    run: str
+    version: int
+    by: str
+
+
+@dataclass(frozen=True)
+class VersionRestored(Event):
+    """A new version is durable whose public model is that of the earlier one; it is a snapshot."""
+
+    run: str
+    round: int
+    model_digest: str
+    snapshot: str
+    snapshot_bytes: int
+
+
+@dataclass(frozen=True)
 class ConsentGiven(Event):
-    """The site holds the order to be within its contract and works on it."""
+    """The site holds the order to be within its contract and works on it.
+
+    `contract` is the digest of that contract, and `signature` the site's over the agreement; both are
+    "" for a site of protocol 1.0.
+    """
 
     order: str
+    contract: str = ""
+    signature: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +99,18 @@ class ConsentRefused(Event):
 
     order: str
     reasons: tuple[str, ...]
+    contract: str = ""
+    signature: str = ""
+
+
+@dataclass(frozen=True)
+class ConsentWithdrawn(Event):
+    """A site took its consent to a run back. What is not part of a version yet is taken out."""
+
+    site: str
+    run: str
+    reason: str
+    signature: str
 
 
 @dataclass(frozen=True)
@@ -267,15 +237,25 @@ EVENTS: dict[str, type[Event]] = {
         Fenced,
         MemberInvited,
         MemberEnrolled,
+        MemberRenewed,
+        MemberRevoked,
+        AuthorityAdded,
+        AuthorityRetired,
         InviteMisused,
         SiteAttached,
         SiteLost,
+        SiteDeclared,
+        SiteQuarantined,
+        SiteReleased,
         RunSubmitted,
         RunPaused,
         RunResumed,
         RunStopped,
+        RunRolledBack,
+        VersionRestored,
         ConsentGiven,
         ConsentRefused,
+        ConsentWithdrawn,
         ModelSeeded,
         UpdateStored,
         EvaluationStored,

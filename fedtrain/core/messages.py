@@ -7,7 +7,8 @@ highest that it has seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fedtrain.core.orders import Order, Progress
 
@@ -75,13 +76,53 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """As a consent, and it names the digest of the contract that was asked. Since 1.1."""
+
+    order: str
+    accepted: bool
+    reasons: tuple[str, ...]
+    contract: str
+    signature: str
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What the site says of itself: its contract's digest, and what its discoverable data sets hold."""
+
+    contract: str
+    examples: Mapping[str, int]
+    signature: str
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """The site takes its consent to a run back: what is not part of a version yet may not become one."""
+
+    run: str
+    reason: str
+    signature: str
+
+
+@dataclass(frozen=True)
 class Goodbye:
     """The agent leaves on purpose."""
 
     reason: str
 
 
-FromPeer = Hello | Heartbeat | Consent | Failure | Evaluation | Answer | Goodbye
+FromPeer = (
+    Hello
+    | Heartbeat
+    | Consent
+    | Failure
+    | Evaluation
+    | Answer
+    | Goodbye
+    | Agreement
+    | Declaration
+    | Withdrawal
+)
 
 
 # -- coordinator to site ------------------------------------------------------------------------
@@ -150,7 +191,16 @@ class Superseded:
     reason: str
 
 
-ToPeer = Welcome | Invitation | Cancellation | Inquiry | Publication | Head | Superseded
+@dataclass(frozen=True)
+class Roster:
+    """Which organisation each site belongs to, signed by the coordinator."""
+
+    members: Mapping[str, str] = field(default_factory=dict)
+    at_ms: int = 0
+    signature: str = ""
+
+
+ToPeer = Welcome | Invitation | Cancellation | Inquiry | Publication | Head | Superseded | Roster
 
 
 # -- transfers ----------------------------------------------------------------------------------

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedtrain.core import events as ev
-from fedtrain.core import uploads
+from fedtrain.core import events as ev, uploads
 from fedtrain.core.effects import Cancel, Effect
 from fedtrain.core.orders import ModelRef
 from fedtrain.core.state import Excluded, Model, Phase, RunState, Seat, Standing, State, put, without

@@ -25,6 +25,7 @@ class Phase(enum.StrEnum):
     TRAINING = "training"  # a round is open: consent, work, uploads
     AGGREGATING = "aggregating"  # the round is closed, its version is being computed
     EVALUATING = "evaluating"  # the last version is measured at the sites
+    RESTORING = "restoring"  # an earlier version is being made the newest
     DONE = "done"
     STOPPED = "stopped"
 
@@ -51,7 +52,15 @@ SETTLED = frozenset({Standing.STORED, Standing.DONE, Standing.REFUSED, Standing.
 
 @dataclass(frozen=True)
 class Member:
-    """An enrolled name. `key_digest` is of its TLS public key, `message_key` verifies its statements."""
+    """An enrolled name.
+
+    Attributes:
+        key_digest, certificate: of its newest TLS key.
+        message_key: verifies its statements.
+        organisation: the institution that it belongs to; a site that names none is its own.
+        previous_key: the TLS key before the newest; good until its certificate's own end.
+        revoked: why the membership has ended, "" while it lasts.
+    """
 
     name: str
     role: str
@@ -59,6 +68,26 @@ class Member:
     key_digest: str
     certificate: str
     message_key: str
+    organisation: str = ""
+    previous_key: str = ""
+    revoked: str = ""
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Why a site has no part in any run for now, and who decided it ("rule" for the coordinator itself)."""
+
+    reason: str
+    by: str
+    since_ms: int
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a site said of itself: its contract's digest, and its discoverable data sets' examples."""
+
+    contract: str
+    examples: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -69,6 +98,7 @@ class PendingInvite:
     role: str
     expires_ms: int
     used_by: str = ""
+    organisation: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,6 +238,7 @@ class RunState:
         receipts: site -> what was acknowledged last, so that a lost reply can be repeated.
         paused: why no new work is handed out, "" if the run is not paused. A pause lets work that
             is out finish: the phase underneath goes on to the end of the open round.
+        restoring: the earlier version that is being made the newest, None in every other phase.
     """
 
     spec: RunSpec
@@ -227,6 +258,7 @@ class RunState:
     evaluations: Mapping[str, tuple[int, float, int]] = field(default_factory=dict)
     receipts: Mapping[str, Acknowledged] = field(default_factory=dict)
     paused: str = ""
+    restoring: int | None = None
 
     @property
     def rounds_done(self) -> int:
@@ -239,7 +271,8 @@ class State:
     """Everything. `now_ms` is the time of the last event.
 
     `place` is where the state lay at the last start (see `events.Booted`); `fenced` is the epoch of
-    the coordinator that took over from this one, 0 if none did.
+    the coordinator that took over from this one, 0 if none did. `strikes` counts, per site, updates
+    that were rejected since its last good one.
     """
 
     epoch: int = 0
@@ -251,6 +284,9 @@ class State:
     invites: Mapping[str, PendingInvite] = field(default_factory=dict)
     attached: Mapping[str, Attached] = field(default_factory=dict)
     runs: Mapping[str, RunState] = field(default_factory=dict)
+    declared: Mapping[str, Declared] = field(default_factory=dict)
+    quarantined: Mapping[str, Quarantine] = field(default_factory=dict)
+    strikes: Mapping[str, int] = field(default_factory=dict)
 
 
 def put(mapping: Mapping[str, V], key: str, value: V) -> Mapping[str, V]:

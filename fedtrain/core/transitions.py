@@ -17,8 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fedtrain.core import events as ev
-from fedtrain.core import seats, uploads, versions
+from fedtrain.core import events as ev, seats, uploads, versions
 from fedtrain.core.cohort import choose_cohort
 from fedtrain.core.effects import Cancel, Effect, Finish, Invite, Retire, SetTimer
 from fedtrain.core.orders import OrderKind

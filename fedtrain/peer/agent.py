@@ -15,8 +15,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
-from fedtrain.core import agent as core
-from fedtrain.core import messages as msg
+from fedtrain.core import agent as core, messages as msg
 from fedtrain.core.agent import AgentEffect, AgentEvent, AgentState, Stage
 from fedtrain.core.driver import Driver, replay
 from fedtrain.core.orders import Order, OrderKind, Progress, Result

@@ -11,9 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 import fedtrain
-from fedtrain.core import agent as core
-from fedtrain.core import canonical
-from fedtrain.core import messages as msg
+from fedtrain.core import agent as core, canonical, messages as msg
 from fedtrain.core.agent import AgentEvent, AgentState
 from fedtrain.core.contract import judge
 from fedtrain.core.orders import Order, Progress, Result

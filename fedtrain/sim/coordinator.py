@@ -8,10 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from fedtrain.core import effects as fx
-from fedtrain.core import events as ev
-from fedtrain.core import messages as msg
-from fedtrain.core import transitions
+from fedtrain.core import effects as fx, events as ev, messages as msg, transitions
 from fedtrain.core.driver import Driver, replay
 from fedtrain.core.epochs import next_epoch
 from fedtrain.core.state import State

@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fedtrain.core import effects as fx
-from fedtrain.core import events as ev
-from fedtrain.core import invariants, transitions
-from fedtrain.core import messages as msg
+from fedtrain.core import effects as fx, events as ev, invariants, messages as msg, transitions
 from fedtrain.core.driver import run_of
 from fedtrain.core.orders import Order
 from fedtrain.core.ports import MemoryJournal

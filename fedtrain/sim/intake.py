@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedtrain.core import events as ev
-from fedtrain.core import messages as msg
+from fedtrain.core import events as ev, messages as msg
 from fedtrain.core.cohort import expected_sites
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.uploads import Admission, admit

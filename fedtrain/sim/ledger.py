@@ -10,8 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fedtrain.core import effects as fx
-from fedtrain.core import events as ev
+from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.core.state import RoundRecord

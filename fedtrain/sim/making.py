@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedtrain.core import effects as fx
-from fedtrain.core import events as ev
+from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.state import ENDED, Phase
 from fedtrain.core.versions import blobs_needed
 from fedtrain.sim.numbers import aggregate, digest_of

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedtrain.core import agent
-from fedtrain.core import messages as msg
+from fedtrain.core import agent, messages as msg
 from fedtrain.core.orders import Order
 from fedtrain.sim.asking import Answer
 from fedtrain.sim.calls import Piece, Refusal

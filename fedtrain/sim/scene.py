@@ -8,10 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fedtrain.core import agent
-from fedtrain.core import effects as fx
-from fedtrain.core import events as ev
-from fedtrain.core import messages as msg
+from fedtrain.core import agent, effects as fx, events as ev, messages as msg
 from fedtrain.sim.chance import Chance
 from fedtrain.sim.clock import START_MS, Clock
 from fedtrain.sim.plan import Plan

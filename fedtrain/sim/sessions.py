@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedtrain.core import events as ev
-from fedtrain.core import liveness
-from fedtrain.core import messages as msg
+from fedtrain.core import events as ev, liveness, messages as msg
 from fedtrain.core.orders import Order, Progress
 from fedtrain.core.state import ENDED
 from fedtrain.core.uploads import seat_of

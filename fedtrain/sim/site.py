@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 
-from fedtrain.core import agent
-from fedtrain.core import messages as msg
+from fedtrain.core import agent, messages as msg
 from fedtrain.core.driver import Driver, replay
 from fedtrain.core.ports import MemoryJournal
 from fedtrain.sim.asking import Calls, Question

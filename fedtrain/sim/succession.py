@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from fedtrain.core import events as ev
-from fedtrain.core import transitions
+from fedtrain.core import events as ev, transitions
 from fedtrain.core.driver import replay
 from fedtrain.core.state import ENDED, State
 from fedtrain.core.versions import blobs_needed

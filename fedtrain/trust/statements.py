@@ -8,7 +8,7 @@ journal spells it, and only the signature is made and checked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -82,6 +82,84 @@ class Consent(Statement):
     order_digest: str
     accepted: bool
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Agreement(Statement):
+    """A site: as `Consent`, and the contract that I judged the order by is this one.
+
+    Sites that speak protocol 1.0 sign a `Consent` instead.
+
+    Attributes:
+        contract: SHA-256 of the contract's canonical JSON, hex.
+    """
+
+    KIND: ClassVar[str] = "agreement"
+
+    order: str
+    order_digest: str
+    accepted: bool
+    reasons: tuple[str, ...]
+    contract: str
+
+
+@dataclass(frozen=True)
+class Declaration(Statement):
+    """A site: this is my contract, and so much data stands behind it.
+
+    Attributes:
+        contract: SHA-256 of the contract's canonical JSON, hex.
+        examples: data set -> records in it; only what the site lets the coordinator know of.
+    """
+
+    KIND: ClassVar[str] = "declaration"
+
+    site: str
+    contract: str
+    examples: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Withdrawal(Statement):
+    """A site: I take my consent to this run back; what is not yet aggregated may not count."""
+
+    KIND: ClassVar[str] = "withdrawal"
+
+    site: str
+    run: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Roster(Statement):
+    """The coordinator: these sites are members, and of these organisations.
+
+    Attributes:
+        members: (site, organisation), sorted by site; "" for an organisation that nobody stated.
+        at_ms: UTC milliseconds of the event that made it so.
+    """
+
+    KIND: ClassVar[str] = "roster"
+
+    consortium: str
+    members: tuple[tuple[str, str], ...]
+    at_ms: int
+
+
+@dataclass(frozen=True)
+class Lineage(Statement):
+    """The coordinator: this document says where that version of the run's model comes from.
+
+    Attributes:
+        digest: SHA-256 of the document's canonical JSON (`core.lineage`), hex.
+    """
+
+    KIND: ClassVar[str] = "lineage"
+
+    consortium: str
+    run: str
+    version: int
+    digest: str
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from fedtrain.core import canonical
-from fedtrain.core import messages as core
+from fedtrain.core import canonical, messages as core
 from fedtrain.core.spec import RunSpec
 from fedtrain.errors import RemoteError, StaleEpoch, UnreachableError
 from fedtrain.wire import chunks, convert
@@ -35,12 +34,16 @@ from fedtrain.wire.values import (
     HealthRequest,
     HealthResponse,
     InviteLine,
-    InviteRequest,
+    InviteOrder,
     JournalRequest,
     MemberName,
+    Registration,
+    RollOverOrder,
     RunName,
     SigningRequest,
     Spec,
+    Verdict,
+    VersionOrder,
 )
 
 T = TypeVar("T")
@@ -96,6 +99,10 @@ class CoordinatorClient(Connection):
     async def enrol(self, request: SigningRequest) -> Admission:
         """The certificate for a signing request; to be called with an invite's bootstrap credentials."""
         return await self._ask(call("Enrolment", "Enrol"), request, Admission)
+
+    async def renew(self, request: SigningRequest) -> Admission:
+        """The next certificate of the member whose certificate this connection shows."""
+        return await self._ask(call("Enrolment", "Renew"), request, Admission)
 
     async def attend(self, outgoing: AsyncIterator[core.FromPeer]) -> AsyncIterator[tuple[int, core.ToPeer]]:
         """A session: sends what `outgoing` yields, yields (epoch, message) until the coordinator ends it.
@@ -176,10 +183,37 @@ class CoordinatorClient(Connection):
         """Makes an upload count."""
         return await self._ask(call("Transfer", "Commit"), commit, core.Receipt, timeout_s=COMMIT_S)
 
-    async def make_invite(self, name: str, role: str, valid_s: int) -> str:
+    async def invite(self, order: InviteOrder) -> str:
         """The line to paste."""
-        request = InviteRequest(name, role, valid_s)
-        return (await self._ask(call("Operations", "MakeInvite"), request, InviteLine)).line
+        return (await self._ask(call("Operations", "Invite"), order, InviteLine)).line
+
+    async def revoke(self, verdict: Verdict) -> Document:
+        """Ends a membership."""
+        return await self._document("Revoke", verdict)
+
+    async def quarantine(self, verdict: Verdict) -> Document:
+        """Takes a site out of all runs."""
+        return await self._document("Quarantine", verdict)
+
+    async def release(self, verdict: Verdict) -> Document:
+        """Ends a quarantine."""
+        return await self._document("Release", verdict)
+
+    async def register(self, registration: Registration) -> Document:
+        """Takes in a member whose certificate was signed away from the coordinator."""
+        return await self._document("Register", registration)
+
+    async def roll_over(self, finish: bool = False) -> Document:
+        """Begins, or ends, the replacement of the authority."""
+        return await self._document("RollOver", RollOverOrder(finish))
+
+    async def roll_back(self, run: str, version: int) -> Document:
+        """Goes on from an earlier version."""
+        return await self._document("Rollback", VersionOrder(run, version))
+
+    async def lineage(self, run: str, version: int | None = None) -> Document:
+        """Where a published version comes from, signed."""
+        return await self._document("Lineage", ExportRequest(run, version))
 
     async def start(self, spec: RunSpec) -> Document:
         """Starts a run."""

@@ -19,8 +19,10 @@ from fedtrain.wire.values import (
     Document,
     EpochProof,
     Export,
-    InviteRequest,
+    InviteOrder,
+    Registration,
     SigningRequest,
+    Verdict,
 )
 
 Judge = Callable[[Mapping[str, Iterable[bytes]], str, str], Caller]
@@ -35,6 +37,9 @@ class EnrolmentHandler(Protocol):
 
     async def enrol(self, caller: Caller, request: SigningRequest) -> Admission:
         """The certificate; the same one again for the same request."""
+
+    async def renew(self, caller: Caller, request: SigningRequest) -> Admission:
+        """The caller's next certificate; the same one again for the same request."""
 
 
 class SessionHandler(Protocol):
@@ -66,11 +71,30 @@ class TransferHandler(Protocol):
         """Makes the upload count. Runs to its end even if the caller goes away."""
 
 
+class MembersHandler(Protocol):
+    """Decides who belongs to the consortium, at an operator's word."""
+
+    async def invite(self, caller: Caller, order: InviteOrder) -> str:
+        """The line to paste."""
+
+    async def revoke(self, caller: Caller, verdict: Verdict) -> Document:
+        """Ends a membership, and every call that the member has under way."""
+
+    async def quarantine(self, caller: Caller, verdict: Verdict) -> Document:
+        """Takes a site out of all runs until it is released."""
+
+    async def release(self, caller: Caller, verdict: Verdict) -> Document:
+        """Ends a quarantine."""
+
+    async def register(self, caller: Caller, registration: Registration) -> Document:
+        """Takes in a member whose certificate was signed elsewhere."""
+
+    async def roll_over(self, caller: Caller, finish: bool) -> Document:
+        """Begins, or ends, the replacement of the authority."""
+
+
 class OperationsHandler(Protocol):
     """Answers operators, observers and auditors with documents."""
-
-    async def make_invite(self, caller: Caller, request: InviteRequest) -> str:
-        """The line to paste."""
 
     async def start(self, caller: Caller, spec: RunSpec) -> Document:
         """Starts a run."""
@@ -104,6 +128,12 @@ class OperationsHandler(Protocol):
 
     async def models(self, caller: Caller, run: str) -> Document:
         """The published versions of a run."""
+
+    async def roll_back(self, caller: Caller, run: str, version: int) -> Document:
+        """Goes on from an earlier version."""
+
+    async def lineage(self, caller: Caller, run: str, version: int | None) -> Document:
+        """The signed statement of where a published version comes from; None is the newest."""
 
     def watch(self, caller: Caller, run: str) -> AsyncIterator[Document]:
         """An async generator: the run as it is now, then after every change, until it has ended."""
@@ -140,4 +170,5 @@ class Handlers:
     session: SessionHandler
     transfer: TransferHandler
     operations: OperationsHandler
+    members: MembersHandler
     epochs: EpochHandler | None = None

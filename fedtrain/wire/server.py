@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from fedtrain.core import canonical
-from fedtrain.core import messages as core
+from fedtrain.core import canonical, messages as core
 from fedtrain.core.spec import RunSpec
 from fedtrain.errors import ConfigError
 from fedtrain.wire import chunks, convert, epochs, options
@@ -25,6 +24,7 @@ from fedtrain.wire.handlers import (
     EpochHandler,
     Handlers,
     Judge,
+    MembersHandler,
     OperationsHandler,
     SessionHandler,
     TransferHandler,
@@ -41,12 +41,17 @@ from fedtrain.wire.values import (
     HealthRequest,
     HealthResponse,
     InviteLine,
+    InviteOrder,
     InviteRequest,
     JournalRequest,
     MemberName,
+    Registration,
+    RollOverOrder,
     RunName,
     SigningRequest,
     Spec,
+    Verdict,
+    VersionOrder,
 )
 
 Q = TypeVar("Q")
@@ -83,18 +88,20 @@ def add_services(server: grpc.aio.Server, handlers: Handlers, judge: Judge) -> N
     operations = handlers.operations
     routes = [
         desk.answer(call("Enrolment", "Enrol"), SigningRequest, handlers.enrolment.enrol),
+        desk.answer(call("Enrolment", "Renew"), SigningRequest, handlers.enrolment.renew),
         desk.converse(call("Session", "Attend"), handlers.session),
         desk.stream(call("Transfer", "Fetch"), FetchRequest, _fetching(handlers.transfer)),
         desk.answer(call("Transfer", "Offer"), core.Offer, handlers.transfer.offer),
         desk.take(call("Transfer", "Send"), handlers.transfer),
         desk.answer(call("Transfer", "Commit"), core.Commit, _to_its_end(handlers.transfer.commit)),
-        desk.answer(call("Operations", "MakeInvite"), InviteRequest, _inviting(operations)),
+        desk.answer(call("Operations", "MakeInvite"), InviteRequest, _inviting_plainly(handlers.members)),
+        desk.answer(call("Operations", "Invite"), InviteOrder, _inviting(handlers.members)),
         desk.stream(call("Operations", "Watch"), RunName, _watching(operations)),
         desk.stream(call("Operations", "Export"), ExportRequest, _exporting(operations)),
         desk.stream(call("Operations", "Journal"), JournalRequest, _journaling(operations)),
         desk.answer(call("Health", "Check"), HealthRequest, _health),
     ]
-    for method, (kind, handle) in _documents(operations).items():
+    for method, (kind, handle) in {**_documents(operations), **_verdicts(handlers.members)}.items():
         routes.append(desk.stream(call("Operations", method), kind, _in_parts(handle)))
     server.add_generic_rpc_handlers((_Routes(dict(routes)),))
 
@@ -222,9 +229,19 @@ def _fetching(transfer: TransferHandler) -> Callable[[Caller, FetchRequest], Asy
     return lambda caller, request: transfer.fetch(caller, request.digest, request.offset)
 
 
-def _inviting(operations: OperationsHandler) -> Callable[[Caller, InviteRequest], Awaitable[InviteLine]]:
+def _inviting(members: MembersHandler) -> Callable[[Caller, InviteOrder], Awaitable[InviteLine]]:
+    async def run(caller: Caller, order: InviteOrder) -> InviteLine:
+        return InviteLine(await members.invite(caller, order))
+
+    return run
+
+
+def _inviting_plainly(members: MembersHandler) -> Callable[[Caller, InviteRequest], Awaitable[InviteLine]]:
+    """As operators of 1.0 invite: the site is its own organisation."""
+
     async def run(caller: Caller, request: InviteRequest) -> InviteLine:
-        return InviteLine(await operations.make_invite(caller, request))
+        order = InviteOrder(request.name, request.role, request.valid_s)
+        return InviteLine(await members.invite(caller, order))
 
     return run
 
@@ -273,6 +290,27 @@ def _documents(
         "Members": (Everything, lambda caller, _: operations.members(caller)),
         "Member": (MemberName, lambda caller, request: operations.member(caller, request.name)),
         "Models": (RunName, lambda caller, request: operations.models(caller, request.run)),
+        "Rollback": (
+            VersionOrder,
+            lambda caller, request: operations.roll_back(caller, request.run, request.version),
+        ),
+        "Lineage": (
+            ExportRequest,
+            lambda caller, request: operations.lineage(caller, request.run, request.version),
+        ),
+    }
+
+
+def _verdicts(
+    members: MembersHandler,
+) -> dict[str, tuple[type[Any], Callable[[Caller, Any], Awaitable[Document]]]]:
+    """As `_documents`, about members."""
+    return {
+        "Revoke": (Verdict, members.revoke),
+        "Quarantine": (Verdict, members.quarantine),
+        "Release": (Verdict, members.release),
+        "Register": (Registration, members.register),
+        "RollOver": (RollOverOrder, lambda caller, order: members.roll_over(caller, order.finish)),
     }
 
 

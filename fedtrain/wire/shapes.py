@@ -185,6 +185,25 @@ class Many:
             raise Unfit(f"{path} has {len(value)} items, at most {self.length_max} are allowed")
 
 
+class Pairs:
+    """A mapping as rows of two fields, sorted by key; a key that comes twice does not fit."""
+
+    def __init__(self, row: Row, length_max: int) -> None:
+        self._rows = Many(row, length_max)
+
+    def write(self, value: Any, path: str) -> list[Any]:
+        """The rows of a mapping."""
+        return self._rows.write(tuple(sorted(value.items())), path)
+
+    def read(self, value: Any, path: str) -> dict[str, Any]:
+        """The mapping of rows."""
+        rows = self._rows.read(value, path)
+        found = dict(rows)
+        if len(found) != len(rows):
+            raise Unfit(f"{path} names something twice")
+        return found
+
+
 class Fields:
     """A protobuf message as a list of named rules: what `Row` and `Record` share.
 

@@ -53,12 +53,21 @@ class SigningRequest:
 
 @dataclass(frozen=True)
 class Admission:
-    """The certificate and its chain (PEM), and the coordinator's public message key (hex)."""
+    """A member's certificate, and whom to trust from now on.
+
+    Attributes:
+        chain_pem: the roots that a coordinator's certificate may come from, two while one follows the
+            other (PEM, one behind the other).
+        message_key: the coordinator's public message key (hex).
+        intermediates_pem: issuing authorities between the certificate and its root, to be presented
+            with it; empty where the root itself issues.
+    """
 
     certificate_pem: bytes
     chain_pem: bytes
     message_key: str
     consortium: str
+    intermediates_pem: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,52 @@ class InviteRequest:
     name: str
     role: str
     valid_s: int
+
+
+@dataclass(frozen=True)
+class InviteOrder:
+    """As `InviteRequest`, with the institution that a site belongs to, "" for one of its own.
+
+    `again`: the name is a member's, whose certificate has expired or whose keys are lost.
+    """
+
+    name: str
+    role: str
+    valid_s: int
+    organisation: str = ""
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A member and why something is done about it."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class VersionOrder:
+    """A version of a run."""
+
+    run: str
+    version: int
+
+
+@dataclass(frozen=True)
+class RollOverOrder:
+    """Begin to replace the authority; or, with `finish`, drop the old one, whoever depends on it."""
+
+    finish: bool
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A member whose certificate was signed away from the coordinator, by the authority's own key."""
+
+    certificate_pem: bytes
+    message_key: str
+    organisation: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import numpy as np
 
 from benchmarks.consortium import free_port as free_port
 from fedtrain.coordinator.process import Serving, open_coordinator
-from fedtrain.core import canonical
-from fedtrain.core import messages as msg
+from fedtrain.core import canonical, messages as msg
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.methods.codecs import codec

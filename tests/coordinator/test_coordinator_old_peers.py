@@ -13,8 +13,7 @@ import pytest
 from coordinator_world import LAYOUT, Consortium, spec_of, whole_mean
 from old_peer import OldPeer, canonical, plain_order
 
-from fedtrain.core import canonical as core_canonical
-from fedtrain.core import messages as msg
+from fedtrain.core import canonical as core_canonical, messages as msg
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.state import Phase
 from fedtrain.errors import RefusedError

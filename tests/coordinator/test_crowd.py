@@ -17,9 +17,7 @@ from fedtrain.coordinator.clock import Clock
 from fedtrain.coordinator.hub import Hub
 from fedtrain.coordinator.pulse import PulseWatch
 from fedtrain.coordinator.sessions import WAITING_MAX, Conversation, Sessions
-from fedtrain.core import events as ev
-from fedtrain.core import messages as msg
-from fedtrain.core import pacing
+from fedtrain.core import events as ev, messages as msg, pacing
 from fedtrain.core.liveness import Lost, Stalled
 from fedtrain.core.orders import Progress
 from fedtrain.core.ports import Entry

@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fedtrain.core import effects as fx
-from fedtrain.core import events as ev
+from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.driver import Driver, replay
 from fedtrain.core.invariants import violations
 from fedtrain.core.orders import Order

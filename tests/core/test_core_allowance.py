@@ -1,7 +1,6 @@
 """How many rows a member may cause: a stock that fills up again."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fedtrain.core.allowance import Allowance, Stock, spend
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_core_agent import FIRST, UPDATE
 
 from fedtrain.core import canonical

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 from core_script import Script
 
-from fedtrain.core import agent
-from fedtrain.core import events as ev
+from fedtrain.core import agent, events as ev
 from fedtrain.core.contract import Contract
 from fedtrain.core.orders import ModelRef, Order, OrderKind, Result
 from fedtrain.core.spec import LatePolicy

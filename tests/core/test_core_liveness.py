@@ -1,7 +1,6 @@
 """Heartbeats to verdicts, by hand and for any course of beats."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fedtrain.core.liveness import (
     STRIDE_BYTES,

@@ -3,8 +3,7 @@
 import itertools
 
 from core_script import SPEC
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.pacing import (

@@ -1,8 +1,7 @@
 """Golden numbers of quorums, by hand."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fedtrain.core.quorum import share, shortfall
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from core_script import Script
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fedtrain.core import events as ev
 from fedtrain.core.epochs import TAKEOVER_STEP, next_epoch

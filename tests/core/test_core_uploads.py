@@ -2,8 +2,7 @@
 
 import pytest
 from core_script import Script
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fedtrain.core.invariants import violations
 from fedtrain.core.orders import ModelRef

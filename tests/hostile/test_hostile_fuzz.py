@@ -21,13 +21,11 @@ import numpy as np
 import pytest
 from coordinator_world import LAYOUT, spec_of
 from google.protobuf.descriptor import FieldDescriptor
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from mutations import Edit, edits, fuzzed, spoil
 
 from fedtrain.config import load_peer, load_run
-from fedtrain.core import canonical, events
-from fedtrain.core import messages as msg
+from fedtrain.core import canonical, events, messages as msg
 from fedtrain.core.driver import Entry
 from fedtrain.core.orders import Order, OrderKind, Progress, Result
 from fedtrain.core.spec import RunSpec

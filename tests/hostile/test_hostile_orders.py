@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from hostile_world import Arena, Refusal, arena_in, case, raw, rows_allowed
 
-from fedtrain.core import canonical
-from fedtrain.core import messages as msg
+from fedtrain.core import canonical, messages as msg
 from fedtrain.core.allowance import REFUSALS
 from fedtrain.core.orders import order_id
 from fedtrain.errors import (

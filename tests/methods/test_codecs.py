@@ -4,8 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fedtrain.errors import BadUpdate, ConfigError, LocalError
 from fedtrain.methods.codecs import CODECS, STEP_MIN, block_seed, codec, seed_keys

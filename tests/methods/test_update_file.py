@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fedtrain.errors import BadUpdate, ConfigError, LocalError, RemoteError, StorageError
 from fedtrain.methods.codecs import CODECS, block_seed, codec

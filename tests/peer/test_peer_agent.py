@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 from peer_world import LAYOUT, RUN, FakeCoordinator, Site, Versions, an_order, model_digest, settled
 
-from fedtrain.core import canonical
-from fedtrain.core import messages as msg
+from fedtrain.core import canonical, messages as msg
 from fedtrain.core.contract import Contract
 from fedtrain.core.orders import OrderKind, Result
 from fedtrain.peer.agent import now_ms

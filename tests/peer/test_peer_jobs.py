@@ -7,8 +7,7 @@ import random
 import threading
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fedtrain.peer.backoff import Backoff
 from fedtrain.peer.jobs import Jobs, in_thread

@@ -6,8 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from peer_world import an_order
 
 from fedtrain.core.messages import Evaluation, Failure

@@ -8,8 +8,7 @@ from typing import Any
 
 from core_script import SPEC, line
 
-from fedtrain.core import effects as fx
-from fedtrain.core import events as ev
+from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.driver import Driver, replay
 from fedtrain.core.epochs import next_epoch
 from fedtrain.core.invariants import violations

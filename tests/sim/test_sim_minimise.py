@@ -6,8 +6,7 @@ import shlex
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fedtrain.core.state import State
 from fedtrain.errors import ConfigError

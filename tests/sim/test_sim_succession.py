@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedtrain.core import events as ev
-from fedtrain.core import transitions
+from fedtrain.core import events as ev, transitions
 from fedtrain.core.epochs import TAKEOVER_STEP
 from fedtrain.sim import coordinator as sim_coordinator
 from fedtrain.sim.liar import LIES

@@ -19,8 +19,7 @@ from fedtrain.coordinator.versions import Versions
 from fedtrain.core.orders import Order, OrderKind, Result
 from fedtrain.core.ports import Entry
 from fedtrain.errors import BadMailbox, BadUpdate, ConfigError, FedtrainError, IntegrityError
-from fedtrain.methods.layout import Entry as Tensor
-from fedtrain.methods.layout import Layout
+from fedtrain.methods.layout import Entry as Tensor, Layout
 from fedtrain.methods.modelfile import ModelReader, ModelWriter
 from fedtrain.storage.blobs import Blobs
 from fedtrain.storage.journal import Journal

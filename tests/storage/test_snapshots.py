@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from fedtrain.core import agent, canonical, transitions
-from fedtrain.core import events as ev
+from fedtrain.core import agent, canonical, events as ev, transitions
 from fedtrain.core.driver import entry_of, fold
 from fedtrain.core.state import State
 from fedtrain.errors import IntegrityError

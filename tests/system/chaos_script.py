@@ -14,9 +14,7 @@ import numpy as np
 
 from benchmarks.chaos.evidence import Evidence, gather
 from fedtrain import coordinator
-from fedtrain.core import agent, canonical, transitions
-from fedtrain.core import effects as fx
-from fedtrain.core import events as ev
+from fedtrain.core import agent, canonical, effects as fx, events as ev, transitions
 from fedtrain.core.driver import Driver, entry_of, replay
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.spec import LatePolicy, RunSpec

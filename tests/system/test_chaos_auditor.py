@@ -14,8 +14,7 @@ from chaos_script import LATE, ROUNDS, RUN, Script
 
 from benchmarks.chaos.auditor import account_of, differing, judge, judge_account
 from benchmarks.chaos.evidence import Evidence, SiteEvidence, in_hand
-from fedtrain.core import agent
-from fedtrain.core import events as ev
+from fedtrain.core import agent, events as ev
 from fedtrain.core.ports import Entry
 from fedtrain.core.spec import LatePolicy
 from fedtrain.core.state import Standing

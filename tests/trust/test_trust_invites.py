@@ -10,8 +10,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fedtrain.errors import ConfigError, LocalError, RemoteError, StorageError
 from fedtrain.trust import folders, private_files

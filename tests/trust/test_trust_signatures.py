@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fedtrain.errors import BadSignature, ConfigError, LocalError, RemoteError
 from fedtrain.trust import statements

@@ -8,8 +8,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from wire_loopback import blob
 
 from fedtrain.errors import IntegrityError, NotFoundError, StorageError

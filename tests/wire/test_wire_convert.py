@@ -8,8 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from wire_loopback import ZERO_DIGEST, a_commit, an_order
 
 from fedtrain.core import messages as core

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from wire_loopback import (
     SERVER_NAME,
     ZERO_DIGEST,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fedtrain/wire/v1/enrolment.proto\x12\x10\x66\x65\x64train.wire.v1\"6\n\x0eSigningRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\x13\n\x0bmessage_key\x18\x02 \x01(\t\"`\n\tAdmission\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x11\n\tchain_pem\x18\x02 \x01(\x0c\x12\x13\n\x0bmessage_key\x18\x03 \x01(\t\x12\x12\n\nconsortium\x18\x04 \x01(\t2S\n\tEnrolment\x12\x46\n\x05\x45nrol\x12 .fedtrain.wire.v1.SigningRequest\x1a\x1b.fedtrain.wire.v1.Admissionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fedtrain/wire/v1/enrolment.proto\x12\x10\x66\x65\x64train.wire.v1\"6\n\x0eSigningRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\x13\n\x0bmessage_key\x18\x02 \x01(\t\"{\n\tAdmission\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x11\n\tchain_pem\x18\x02 \x01(\x0c\x12\x13\n\x0bmessage_key\x18\x03 \x01(\t\x12\x12\n\nconsortium\x18\x04 \x01(\t\x12\x19\n\x11intermediates_pem\x18\x05 \x01(\x0c\x32\x9b\x01\n\tEnrolment\x12\x46\n\x05\x45nrol\x12 .fedtrain.wire.v1.SigningRequest\x1a\x1b.fedtrain.wire.v1.Admission\x12\x46\n\x05Renew\x12 .fedtrain.wire.v1.SigningRequest\x1a\x1b.fedtrain.wire.v1.Admissionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNINGREQUEST']._serialized_start=54
   _globals['_SIGNINGREQUEST']._serialized_end=108
   _globals['_ADMISSION']._serialized_start=110
-  _globals['_ADMISSION']._serialized_end=206
-  _globals['_ENROLMENT']._serialized_start=208
-  _globals['_ENROLMENT']._serialized_end=291
+  _globals['_ADMISSION']._serialized_end=233
+  _globals['_ENROLMENT']._serialized_start=236
+  _globals['_ENROLMENT']._serialized_end=391
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedtrain/wire/v1/operations.proto\x12\x10\x66\x65\x64train.wire.v1\"<\n\rInviteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07valid_s\x18\x03 \x01(\x04\"\x1a\n\nInviteLine\x12\x0c\n\x04line\x18\x01 \x01(\t\"\x14\n\x04Spec\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x16\n\x07RunName\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x1a\n\nMemberName\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x0c\n\nEverything\"\x18\n\x08\x44ocument\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"\x1c\n\x0c\x44ocumentPart\x12\x0c\n\x04json\x18\x01 \x01(\x0c\">\n\rExportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version\"W\n\nExportHead\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\"R\n\nExportPart\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1c.fedtrain.wire.v1.ExportHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"\x1f\n\x0eJournalRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x32\xb8\x08\n\nOperations\x12K\n\nMakeInvite\x12\x1f.fedtrain.wire.v1.InviteRequest\x1a\x1c.fedtrain.wire.v1.InviteLine\x12\x41\n\x05Start\x12\x16.fedtrain.wire.v1.Spec\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x41\n\x05\x43heck\x12\x16.fedtrain.wire.v1.Spec\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x44\n\x05Pause\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x45\n\x06Resume\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x43\n\x04Stop\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x46\n\x04Runs\x12\x1c.fedtrain.wire.v1.Everything\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x42\n\x03Run\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x45\n\x06Rounds\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12I\n\x07Members\x12\x1c.fedtrain.wire.v1.Everything\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12H\n\x06Member\x12\x1c.fedtrain.wire.v1.MemberName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x45\n\x06Models\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12@\n\x05Watch\x12\x19.fedtrain.wire.v1.RunName\x1a\x1a.fedtrain.wire.v1.Document0\x01\x12I\n\x06\x45xport\x12\x1f.fedtrain.wire.v1.ExportRequest\x1a\x1c.fedtrain.wire.v1.ExportPart0\x01\x12I\n\x07Journal\x12 .fedtrain.wire.v1.JournalRequest\x1a\x1a.fedtrain.wire.v1.Document0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedtrain/wire/v1/operations.proto\x12\x10\x66\x65\x64train.wire.v1\"<\n\rInviteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07valid_s\x18\x03 \x01(\x04\"\x1a\n\nInviteLine\x12\x0c\n\x04line\x18\x01 \x01(\t\"_\n\x0bInviteOrder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07valid_s\x18\x03 \x01(\x04\x12\x14\n\x0corganisation\x18\x04 \x01(\t\x12\r\n\x05\x61gain\x18\x05 \x01(\x08\"\'\n\x07Verdict\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\",\n\x0cVersionOrder\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x1f\n\rRollOverOrder\x12\x0e\n\x06\x66inish\x18\x01 \x01(\x08\"R\n\x0cRegistration\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x13\n\x0bmessage_key\x18\x02 \x01(\t\x12\x14\n\x0corganisation\x18\x03 \x01(\t\"\x14\n\x04Spec\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x16\n\x07RunName\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x1a\n\nMemberName\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x0c\n\nEverything\"\x18\n\x08\x44ocument\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"\x1c\n\x0c\x44ocumentPart\x12\x0c\n\x04json\x18\x01 \x01(\x0c\">\n\rExportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_version\"W\n\nExportHead\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\"R\n\nExportPart\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1c.fedtrain.wire.v1.ExportHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"\x1f\n\x0eJournalRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x32\x92\r\n\nOperations\x12K\n\nMakeInvite\x12\x1f.fedtrain.wire.v1.InviteRequest\x1a\x1c.fedtrain.wire.v1.InviteLine\x12\x41\n\x05Start\x12\x16.fedtrain.wire.v1.Spec\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x41\n\x05\x43heck\x12\x16.fedtrain.wire.v1.Spec\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x44\n\x05Pause\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x45\n\x06Resume\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x43\n\x04Stop\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x46\n\x04Runs\x12\x1c.fedtrain.wire.v1.Everything\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x42\n\x03Run\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x45\n\x06Rounds\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12I\n\x07Members\x12\x1c.fedtrain.wire.v1.Everything\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12H\n\x06Member\x12\x1c.fedtrain.wire.v1.MemberName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x45\n\x06Models\x12\x19.fedtrain.wire.v1.RunName\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12@\n\x05Watch\x12\x19.fedtrain.wire.v1.RunName\x1a\x1a.fedtrain.wire.v1.Document0\x01\x12I\n\x06\x45xport\x12\x1f.fedtrain.wire.v1.ExportRequest\x1a\x1c.fedtrain.wire.v1.ExportPart0\x01\x12I\n\x07Journal\x12 .fedtrain.wire.v1.JournalRequest\x1a\x1a.fedtrain.wire.v1.Document0\x01\x12\x45\n\x06Invite\x12\x1d.fedtrain.wire.v1.InviteOrder\x1a\x1c.fedtrain.wire.v1.InviteLine\x12\x45\n\x06Revoke\x12\x19.fedtrain.wire.v1.Verdict\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12I\n\nQuarantine\x12\x19.fedtrain.wire.v1.Verdict\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12\x46\n\x07Release\x12\x19.fedtrain.wire.v1.Verdict\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12L\n\x08Rollback\x12\x1e.fedtrain.wire.v1.VersionOrder\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12M\n\x08RollOver\x12\x1f.fedtrain.wire.v1.RollOverOrder\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12L\n\x08Register\x12\x1e.fedtrain.wire.v1.Registration\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x12L\n\x07Lineage\x12\x1f.fedtrain.wire.v1.ExportRequest\x1a\x1e.fedtrain.wire.v1.DocumentPart0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,26 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVITEREQUEST']._serialized_end=115
   _globals['_INVITELINE']._serialized_start=117
   _globals['_INVITELINE']._serialized_end=143
-  _globals['_SPEC']._serialized_start=145
-  _globals['_SPEC']._serialized_end=165
-  _globals['_RUNNAME']._serialized_start=167
-  _globals['_RUNNAME']._serialized_end=189
-  _globals['_MEMBERNAME']._serialized_start=191
-  _globals['_MEMBERNAME']._serialized_end=217
-  _globals['_EVERYTHING']._serialized_start=219
-  _globals['_EVERYTHING']._serialized_end=231
-  _globals['_DOCUMENT']._serialized_start=233
-  _globals['_DOCUMENT']._serialized_end=257
-  _globals['_DOCUMENTPART']._serialized_start=259
-  _globals['_DOCUMENTPART']._serialized_end=287
-  _globals['_EXPORTREQUEST']._serialized_start=289
-  _globals['_EXPORTREQUEST']._serialized_end=351
-  _globals['_EXPORTHEAD']._serialized_start=353
-  _globals['_EXPORTHEAD']._serialized_end=440
-  _globals['_EXPORTPART']._serialized_start=442
-  _globals['_EXPORTPART']._serialized_end=524
-  _globals['_JOURNALREQUEST']._serialized_start=526
-  _globals['_JOURNALREQUEST']._serialized_end=557
-  _globals['_OPERATIONS']._serialized_start=560
-  _globals['_OPERATIONS']._serialized_end=1640
+  _globals['_INVITEORDER']._serialized_start=145
+  _globals['_INVITEORDER']._serialized_end=240
+  _globals['_VERDICT']._serialized_start=242
+  _globals['_VERDICT']._serialized_end=281
+  _globals['_VERSIONORDER']._serialized_start=283
+  _globals['_VERSIONORDER']._serialized_end=327
+  _globals['_ROLLOVERORDER']._serialized_start=329
+  _globals['_ROLLOVERORDER']._serialized_end=360
+  _globals['_REGISTRATION']._serialized_start=362
+  _globals['_REGISTRATION']._serialized_end=444
+  _globals['_SPEC']._serialized_start=446
+  _globals['_SPEC']._serialized_end=466
+  _globals['_RUNNAME']._serialized_start=468
+  _globals['_RUNNAME']._serialized_end=490
+  _globals['_MEMBERNAME']._serialized_start=492
+  _globals['_MEMBERNAME']._serialized_end=518
+  _globals['_EVERYTHING']._serialized_start=520
+  _globals['_EVERYTHING']._serialized_end=532
+  _globals['_DOCUMENT']._serialized_start=534
+  _globals['_DOCUMENT']._serialized_end=558
+  _globals['_DOCUMENTPART']._serialized_start=560
+  _globals['_DOCUMENTPART']._serialized_end=588
+  _globals['_EXPORTREQUEST']._serialized_start=590
+  _globals['_EXPORTREQUEST']._serialized_end=652
+  _globals['_EXPORTHEAD']._serialized_start=654
+  _globals['_EXPORTHEAD']._serialized_end=741
+  _globals['_EXPORTPART']._serialized_start=743
+  _globals['_EXPORTPART']._serialized_end=825
+  _globals['_JOURNALREQUEST']._serialized_start=827
+  _globals['_JOURNALREQUEST']._serialized_end=858
+  _globals['_OPERATIONS']._serialized_start=861
+  _globals['_OPERATIONS']._serialized_end=2543
 # @@protoc_insertion_point(module_scope)

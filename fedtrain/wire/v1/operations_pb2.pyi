@@ -20,6 +20,52 @@ class InviteLine(_message.Message):
     line: str
     def __init__(self, line: _Optional[str] = ...) -> None: ...
 
+class InviteOrder(_message.Message):
+    __slots__ = ("name", "role", "valid_s", "organisation", "again")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    VALID_S_FIELD_NUMBER: _ClassVar[int]
+    ORGANISATION_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    role: str
+    valid_s: int
+    organisation: str
+    again: bool
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., valid_s: _Optional[int] = ..., organisation: _Optional[str] = ..., again: bool = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("name", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class VersionOrder(_message.Message):
+    __slots__ = ("run", "version")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    version: int
+    def __init__(self, run: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class RollOverOrder(_message.Message):
+    __slots__ = ("finish",)
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    finish: bool
+    def __init__(self, finish: bool = ...) -> None: ...
+
+class Registration(_message.Message):
+    __slots__ = ("certificate_pem", "message_key", "organisation")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_KEY_FIELD_NUMBER: _ClassVar[int]
+    ORGANISATION_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: bytes
+    message_key: str
+    organisation: str
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., message_key: _Optional[str] = ..., organisation: _Optional[str] = ...) -> None: ...
+
 class Spec(_message.Message):
     __slots__ = ("json",)
     JSON_FIELD_NUMBER: _ClassVar[int]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fedtrain.wire.v1 import common_pb2 as fedtrain_dot_wire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64train/wire/v1/session.proto\x12\x10\x66\x65\x64train.wire.v1\x1a\x1d\x66\x65\x64train/wire/v1/common.proto\"\x8e\x01\n\x05Hello\x12\x33\n\x08protocol\x18\x01 \x01(\x0b\x32!.fedtrain.wire.v1.ProtocolVersion\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\r\n\x05tasks\x18\x04 \x03(\t\x12\x0e\n\x06\x63odecs\x18\x05 \x03(\t\x12\x0f\n\x07holding\x18\x06 \x03(\t\"9\n\tHeartbeat\x12,\n\x08progress\x18\x01 \x03(\x0b\x32\x1a.fedtrain.wire.v1.Progress\"N\n\x07\x43onsent\x12\r\n\x05order\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\x11\n\tsignature\x18\x04 \x01(\t\"(\n\x07\x46\x61ilure\x12\r\n\x05order\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"8\n\nEvaluation\x12\r\n\x05order\x18\x01 \x01(\t\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"<\n\x06\x41nswer\x12\x0f\n\x07inquiry\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0f\n\x07reasons\x18\x03 \x03(\t\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xd8\x02\n\x08\x46romPeer\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.fedtrain.wire.v1.HelloH\x00\x12\x30\n\theartbeat\x18\x02 \x01(\x0b\x32\x1b.fedtrain.wire.v1.HeartbeatH\x00\x12,\n\x07\x63onsent\x18\x03 \x01(\x0b\x32\x19.fedtrain.wire.v1.ConsentH\x00\x12,\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x19.fedtrain.wire.v1.FailureH\x00\x12\x32\n\nevaluation\x18\x05 \x01(\x0b\x32\x1c.fedtrain.wire.v1.EvaluationH\x00\x12*\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x18.fedtrain.wire.v1.AnswerH\x00\x12,\n\x07goodbye\x18\x07 \x01(\x0b\x32\x19.fedtrain.wire.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\x88\x01\n\x07Welcome\x12\x12\n\nconsortium\x18\x01 \x01(\t\x12\x33\n\x08protocol\x18\x02 \x01(\x0b\x32!.fedtrain.wire.v1.ProtocolVersion\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x04\x12\x14\n\x0cheartbeat_ms\x18\x05 \x01(\x04\"4\n\nInvitation\x12&\n\x05order\x18\x01 \x01(\x0b\x32\x17.fedtrain.wire.v1.Order\"-\n\x0c\x43\x61ncellation\x12\r\n\x05order\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"B\n\x07Inquiry\x12\x0f\n\x07inquiry\x18\x01 \x01(\t\x12&\n\x05order\x18\x02 \x01(\x0b\x32\x17.fedtrain.wire.v1.Order\"a\n\x0bPublication\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\"\\\n\x04Head\x12\x12\n\nconsortium\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x04\x12\x11\n\tsignature\x18\x05 \x01(\t\"\x1c\n\nSuperseded\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xf9\x02\n\x06ToPeer\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12,\n\x07welcome\x18\x02 \x01(\x0b\x32\x19.fedtrain.wire.v1.WelcomeH\x00\x12\x32\n\ninvitation\x18\x03 \x01(\x0b\x32\x1c.fedtrain.wire.v1.InvitationH\x00\x12\x36\n\x0c\x63\x61ncellation\x18\x04 \x01(\x0b\x32\x1e.fedtrain.wire.v1.CancellationH\x00\x12,\n\x07inquiry\x18\x05 \x01(\x0b\x32\x19.fedtrain.wire.v1.InquiryH\x00\x12\x34\n\x0bpublication\x18\x06 \x01(\x0b\x32\x1d.fedtrain.wire.v1.PublicationH\x00\x12&\n\x04head\x18\x07 \x01(\x0b\x32\x16.fedtrain.wire.v1.HeadH\x00\x12\x32\n\nsuperseded\x18\x08 \x01(\x0b\x32\x1c.fedtrain.wire.v1.SupersededH\x00\x42\x06\n\x04\x62ody2M\n\x07Session\x12\x42\n\x06\x41ttend\x12\x1a.fedtrain.wire.v1.FromPeer\x1a\x18.fedtrain.wire.v1.ToPeer(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64train/wire/v1/session.proto\x12\x10\x66\x65\x64train.wire.v1\x1a\x1d\x66\x65\x64train/wire/v1/common.proto\"\x8e\x01\n\x05Hello\x12\x33\n\x08protocol\x18\x01 \x01(\x0b\x32!.fedtrain.wire.v1.ProtocolVersion\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\r\n\x05tasks\x18\x04 \x03(\t\x12\x0e\n\x06\x63odecs\x18\x05 \x03(\t\x12\x0f\n\x07holding\x18\x06 \x03(\t\"9\n\tHeartbeat\x12,\n\x08progress\x18\x01 \x03(\x0b\x32\x1a.fedtrain.wire.v1.Progress\"N\n\x07\x43onsent\x12\r\n\x05order\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\x11\n\tsignature\x18\x04 \x01(\t\"(\n\x07\x46\x61ilure\x12\r\n\x05order\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"8\n\nEvaluation\x12\r\n\x05order\x18\x01 \x01(\t\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"<\n\x06\x41nswer\x12\x0f\n\x07inquiry\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0f\n\x07reasons\x18\x03 \x03(\t\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"b\n\tAgreement\x12\r\n\x05order\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\x10\n\x08\x63ontract\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\t\"*\n\x08\x45xamples\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"`\n\x0b\x44\x65\x63laration\x12\x10\n\x08\x63ontract\x18\x01 \x01(\t\x12,\n\x08\x65xamples\x18\x02 \x03(\x0b\x32\x1a.fedtrain.wire.v1.Examples\x12\x11\n\tsignature\x18\x03 \x01(\t\"<\n\nWithdrawal\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\t\"\xf4\x03\n\x08\x46romPeer\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.fedtrain.wire.v1.HelloH\x00\x12\x30\n\theartbeat\x18\x02 \x01(\x0b\x32\x1b.fedtrain.wire.v1.HeartbeatH\x00\x12,\n\x07\x63onsent\x18\x03 \x01(\x0b\x32\x19.fedtrain.wire.v1.ConsentH\x00\x12,\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x19.fedtrain.wire.v1.FailureH\x00\x12\x32\n\nevaluation\x18\x05 \x01(\x0b\x32\x1c.fedtrain.wire.v1.EvaluationH\x00\x12*\n\x06\x61nswer\x18\x06 \x01(\x0b\x32\x18.fedtrain.wire.v1.AnswerH\x00\x12,\n\x07goodbye\x18\x07 \x01(\x0b\x32\x19.fedtrain.wire.v1.GoodbyeH\x00\x12\x30\n\tagreement\x18\x08 \x01(\x0b\x32\x1b.fedtrain.wire.v1.AgreementH\x00\x12\x34\n\x0b\x64\x65\x63laration\x18\t \x01(\x0b\x32\x1d.fedtrain.wire.v1.DeclarationH\x00\x12\x32\n\nwithdrawal\x18\n \x01(\x0b\x32\x1c.fedtrain.wire.v1.WithdrawalH\x00\x42\x06\n\x04\x62ody\"\x88\x01\n\x07Welcome\x12\x12\n\nconsortium\x18\x01 \x01(\t\x12\x33\n\x08protocol\x18\x02 \x01(\x0b\x32!.fedtrain.wire.v1.ProtocolVersion\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x04\x12\x14\n\x0cheartbeat_ms\x18\x05 \x01(\x04\"4\n\nInvitation\x12&\n\x05order\x18\x01 \x01(\x0b\x32\x17.fedtrain.wire.v1.Order\"-\n\x0c\x43\x61ncellation\x12\r\n\x05order\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"B\n\x07Inquiry\x12\x0f\n\x07inquiry\x18\x01 \x01(\t\x12&\n\x05order\x18\x02 \x01(\x0b\x32\x17.fedtrain.wire.v1.Order\"a\n\x0bPublication\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\"\\\n\x04Head\x12\x12\n\nconsortium\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x04\x12\x11\n\tsignature\x18\x05 \x01(\t\"\x1c\n\nSuperseded\x12\x0e\n\x06reason\x18\x01 \x01(\t\"1\n\x0bRosterEntry\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x14\n\x0corganisation\x18\x02 \x01(\t\"Z\n\x06Roster\x12.\n\x07members\x18\x01 \x03(\x0b\x32\x1d.fedtrain.wire.v1.RosterEntry\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x04\x12\x11\n\tsignature\x18\x03 \x01(\t\"\xa5\x03\n\x06ToPeer\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12,\n\x07welcome\x18\x02 \x01(\x0b\x32\x19.fedtrain.wire.v1.WelcomeH\x00\x12\x32\n\ninvitation\x18\x03 \x01(\x0b\x32\x1c.fedtrain.wire.v1.InvitationH\x00\x12\x36\n\x0c\x63\x61ncellation\x18\x04 \x01(\x0b\x32\x1e.fedtrain.wire.v1.CancellationH\x00\x12,\n\x07inquiry\x18\x05 \x01(\x0b\x32\x19.fedtrain.wire.v1.InquiryH\x00\x12\x34\n\x0bpublication\x18\x06 \x01(\x0b\x32\x1d.fedtrain.wire.v1.PublicationH\x00\x12&\n\x04head\x18\x07 \x01(\x0b\x32\x16.fedtrain.wire.v1.HeadH\x00\x12\x32\n\nsuperseded\x18\x08 \x01(\x0b\x32\x1c.fedtrain.wire.v1.SupersededH\x00\x12*\n\x06roster\x18\t \x01(\x0b\x32\x18.fedtrain.wire.v1.RosterH\x00\x42\x06\n\x04\x62ody2M\n\x07Session\x12\x42\n\x06\x41ttend\x12\x1a.fedtrain.wire.v1.FromPeer\x1a\x18.fedtrain.wire.v1.ToPeer(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,24 +46,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANSWER']._serialized_end=527
   _globals['_GOODBYE']._serialized_start=529
   _globals['_GOODBYE']._serialized_end=554
-  _globals['_FROMPEER']._serialized_start=557
-  _globals['_FROMPEER']._serialized_end=901
-  _globals['_WELCOME']._serialized_start=904
-  _globals['_WELCOME']._serialized_end=1040
-  _globals['_INVITATION']._serialized_start=1042
-  _globals['_INVITATION']._serialized_end=1094
-  _globals['_CANCELLATION']._serialized_start=1096
-  _globals['_CANCELLATION']._serialized_end=1141
-  _globals['_INQUIRY']._serialized_start=1143
-  _globals['_INQUIRY']._serialized_end=1209
-  _globals['_PUBLICATION']._serialized_start=1211
-  _globals['_PUBLICATION']._serialized_end=1308
-  _globals['_HEAD']._serialized_start=1310
-  _globals['_HEAD']._serialized_end=1402
-  _globals['_SUPERSEDED']._serialized_start=1404
-  _globals['_SUPERSEDED']._serialized_end=1432
-  _globals['_TOPEER']._serialized_start=1435
-  _globals['_TOPEER']._serialized_end=1812
-  _globals['_SESSION']._serialized_start=1814
-  _globals['_SESSION']._serialized_end=1891
+  _globals['_AGREEMENT']._serialized_start=556
+  _globals['_AGREEMENT']._serialized_end=654
+  _globals['_EXAMPLES']._serialized_start=656
+  _globals['_EXAMPLES']._serialized_end=698
+  _globals['_DECLARATION']._serialized_start=700
+  _globals['_DECLARATION']._serialized_end=796
+  _globals['_WITHDRAWAL']._serialized_start=798
+  _globals['_WITHDRAWAL']._serialized_end=858
+  _globals['_FROMPEER']._serialized_start=861
+  _globals['_FROMPEER']._serialized_end=1361
+  _globals['_WELCOME']._serialized_start=1364
+  _globals['_WELCOME']._serialized_end=1500
+  _globals['_INVITATION']._serialized_start=1502
+  _globals['_INVITATION']._serialized_end=1554
+  _globals['_CANCELLATION']._serialized_start=1556
+  _globals['_CANCELLATION']._serialized_end=1601
+  _globals['_INQUIRY']._serialized_start=1603
+  _globals['_INQUIRY']._serialized_end=1669
+  _globals['_PUBLICATION']._serialized_start=1671
+  _globals['_PUBLICATION']._serialized_end=1768
+  _globals['_HEAD']._serialized_start=1770
+  _globals['_HEAD']._serialized_end=1862
+  _globals['_SUPERSEDED']._serialized_start=1864
+  _globals['_SUPERSEDED']._serialized_end=1892
+  _globals['_ROSTERENTRY']._serialized_start=1894
+  _globals['_ROSTERENTRY']._serialized_end=1943
+  _globals['_ROSTER']._serialized_start=1945
+  _globals['_ROSTER']._serialized_end=2035
+  _globals['_TOPEER']._serialized_start=2038
+  _globals['_TOPEER']._serialized_end=2459
+  _globals['_SESSION']._serialized_start=2461
+  _globals['_SESSION']._serialized_end=2538
 # @@protoc_insertion_point(module_scope)

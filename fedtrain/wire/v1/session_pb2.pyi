@@ -74,8 +74,50 @@ class Goodbye(_message.Message):
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
+class Agreement(_message.Message):
+    __slots__ = ("order", "accepted", "reasons", "contract", "signature")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    order: str
+    accepted: bool
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    contract: str
+    signature: str
+    def __init__(self, order: _Optional[str] = ..., accepted: bool = ..., reasons: _Optional[_Iterable[str]] = ..., contract: _Optional[str] = ..., signature: _Optional[str] = ...) -> None: ...
+
+class Examples(_message.Message):
+    __slots__ = ("dataset", "count")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    count: int
+    def __init__(self, dataset: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class Declaration(_message.Message):
+    __slots__ = ("contract", "examples", "signature")
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    contract: str
+    examples: _containers.RepeatedCompositeFieldContainer[Examples]
+    signature: str
+    def __init__(self, contract: _Optional[str] = ..., examples: _Optional[_Iterable[_Union[Examples, _Mapping]]] = ..., signature: _Optional[str] = ...) -> None: ...
+
+class Withdrawal(_message.Message):
+    __slots__ = ("run", "reason", "signature")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    reason: str
+    signature: str
+    def __init__(self, run: _Optional[str] = ..., reason: _Optional[str] = ..., signature: _Optional[str] = ...) -> None: ...
+
 class FromPeer(_message.Message):
-    __slots__ = ("hello", "heartbeat", "consent", "failure", "evaluation", "answer", "goodbye")
+    __slots__ = ("hello", "heartbeat", "consent", "failure", "evaluation", "answer", "goodbye", "agreement", "declaration", "withdrawal")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     CONSENT_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +125,9 @@ class FromPeer(_message.Message):
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    DECLARATION_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWAL_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     consent: Consent
@@ -90,7 +135,10 @@ class FromPeer(_message.Message):
     evaluation: Evaluation
     answer: Answer
     goodbye: Goodbye
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    agreement: Agreement
+    declaration: Declaration
+    withdrawal: Withdrawal
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., agreement: _Optional[_Union[Agreement, _Mapping]] = ..., declaration: _Optional[_Union[Declaration, _Mapping]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("consortium", "protocol", "version", "at_ms", "heartbeat_ms")
@@ -162,8 +210,26 @@ class Superseded(_message.Message):
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
+class RosterEntry(_message.Message):
+    __slots__ = ("site", "organisation")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    ORGANISATION_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    organisation: str
+    def __init__(self, site: _Optional[str] = ..., organisation: _Optional[str] = ...) -> None: ...
+
+class Roster(_message.Message):
+    __slots__ = ("members", "at_ms", "signature")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[RosterEntry]
+    at_ms: int
+    signature: str
+    def __init__(self, members: _Optional[_Iterable[_Union[RosterEntry, _Mapping]]] = ..., at_ms: _Optional[int] = ..., signature: _Optional[str] = ...) -> None: ...
+
 class ToPeer(_message.Message):
-    __slots__ = ("epoch", "welcome", "invitation", "cancellation", "inquiry", "publication", "head", "superseded")
+    __slots__ = ("epoch", "welcome", "invitation", "cancellation", "inquiry", "publication", "head", "superseded", "roster")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     INVITATION_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +238,7 @@ class ToPeer(_message.Message):
     PUBLICATION_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     welcome: Welcome
     invitation: Invitation
@@ -180,4 +247,5 @@ class ToPeer(_message.Message):
     publication: Publication
     head: Head
     superseded: Superseded
-    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., cancellation: _Optional[_Union[Cancellation, _Mapping]] = ..., inquiry: _Optional[_Union[Inquiry, _Mapping]] = ..., publication: _Optional[_Union[Publication, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ..., superseded: _Optional[_Union[Superseded, _Mapping]] = ...) -> None: ...
+    roster: Roster
+    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., cancellation: _Optional[_Union[Cancellation, _Mapping]] = ..., inquiry: _Optional[_Union[Inquiry, _Mapping]] = ..., publication: _Optional[_Union[Publication, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ..., superseded: _Optional[_Union[Superseded, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ...) -> None: ...
