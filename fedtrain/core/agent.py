@@ -7,228 +7,59 @@ fetched; every stage can be repeated after a crash, and `resume` says what to re
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from fedtrain.core.contract import Contract, judge
+from fedtrain.core.agent_events import (
+    AGENT_EVENTS as AGENT_EVENTS,
+    AgentBooted as AgentBooted,
+    AgentEffect as AgentEffect,
+    AgentEvent as AgentEvent,
+    AnswerDelivered as AnswerDelivered,
+    BytesSent as BytesSent,
+    ContractSigned as ContractSigned,
+    DataCounted as DataCounted,
+    Discard as Discard,
+    EpochSeen as EpochSeen,
+    HeadWitnessed as HeadWitnessed,
+    OrderCancelled as OrderCancelled,
+    OrderReceived as OrderReceived,
+    Prepare as Prepare,
+    Reattach as Reattach,
+    Reconsidered as Reconsidered,
+    Reply as Reply,
+    Report as Report,
+    ResultTaken as ResultTaken,
+    RosterReceived as RosterReceived,
+    RoundPublished as RoundPublished,
+    RunDecided as RunDecided,
+    Shelve as Shelve,
+    Submit as Submit,
+    UpdateReleased as UpdateReleased,
+    UpdateWithheld as UpdateWithheld,
+    UploadAcknowledged as UploadAcknowledged,
+    UploadRefused as UploadRefused,
+    Withdraw as Withdraw,
+    WorkAbandoned as WorkAbandoned,
+)
+from fedtrain.core.agent_state import (
+    AgentState as AgentState,
+    Held as Held,
+    Refused as Refused,
+    Stage as Stage,
+    Usage as Usage,
+    circumstances as circumstances,
+    in_progress as in_progress,
+    leaving,
+    uploaded_on,
+    worked,
+)
+from fedtrain.core.contract import Approval, Word
+from fedtrain.core.judgement import Moment, judge, upload_fault
 from fedtrain.core.orders import Order, OrderKind, Result
 from fedtrain.core.state import put, without
-
-# -- events ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AgentEvent:
-    """Root of what can happen to an agent. `at_ms` is wall-clock UTC."""
-
-    at_ms: int
-
-
-@dataclass(frozen=True)
-class AgentBooted(AgentEvent):
-    """The agent started with this contract, read from its peer.yaml."""
-
-    contract: Contract
-
-
-@dataclass(frozen=True)
-class EpochSeen(AgentEvent):
-    """A coordinator showed a higher epoch than any before, or the evidence for the highest.
-
-    `signed_ms` and `signature` are the evidence; a coordinator of protocol 1.0 shows none.
-    """
-
-    epoch: int
-    signed_ms: int = 0
-    signature: str = ""
-
-
-@dataclass(frozen=True)
-class OrderReceived(AgentEvent):
-    """An invitation came, perhaps not for the first time."""
-
-    order: Order
-
-
-@dataclass(frozen=True)
-class OrderCancelled(AgentEvent):
-    """The coordinator no longer wants this order."""
-
-    order: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ResultTaken(AgentEvent):
-    """The trainer's result was checked and lies in the agent's own folder."""
-
-    result: Result
-
-
-@dataclass(frozen=True)
-class WorkAbandoned(AgentEvent):
-    """The order cannot be done here: the model could not be had, or the trainer keeps dying."""
-
-    order: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class UploadAcknowledged(AgentEvent):
-    """The coordinator's signed receipt came; it is kept whole, as proof."""
-
-    order: str
-    blob: str
-    outcome: str
-    epoch: int
-    signed_ms: int
-    signature: str
-
-
-@dataclass(frozen=True)
-class AnswerDelivered(AgentEvent):
-    """An answer without an upload (failure, evaluation) was taken by the coordinator's session."""
-
-    order: str
-
-
-@dataclass(frozen=True)
-class UploadRefused(AgentEvent):
-    """The coordinator will not take the upload: the round is over, or the update is not acceptable."""
-
-    order: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class RoundPublished(AgentEvent):
-    """The version of this round is out: updates that it counts will not be asked for again."""
-
-    run: str
-    round: int
-
-
-@dataclass(frozen=True)
-class HeadWitnessed(AgentEvent):
-    """A signed head of the coordinator's journal; keeping it makes this site a witness."""
-
-    consortium: str
-    sequence: int
-    hash: str
-    signed_ms: int
-    signature: str
-
-
-AGENT_EVENTS: dict[str, type[AgentEvent]] = {
-    kind.__name__: kind
-    for kind in (
-        AgentBooted,
-        EpochSeen,
-        OrderReceived,
-        OrderCancelled,
-        ResultTaken,
-        WorkAbandoned,
-        UploadAcknowledged,
-        AnswerDelivered,
-        UploadRefused,
-        RoundPublished,
-        HeadWitnessed,
-    )
-}
-
-# -- effects --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AgentEffect:
-    """Root of what an agent's shell is to do; all of it may be repeated."""
-
-
-@dataclass(frozen=True)
-class Reply(AgentEffect):
-    """Send the contract's answer."""
-
-    order: str
-    accepted: bool
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Prepare(AgentEffect):
-    """Bring the public model up to the order's version and post the order to the mailbox."""
-
-    order: Order
-
-
-@dataclass(frozen=True)
-class Submit(AgentEffect):
-    """Upload the result's file and commit it, signed."""
-
-    order: Order
-    result: Result
-
-
-@dataclass(frozen=True)
-class Report(AgentEffect):
-    """Tell the coordinator about an answer that has no file: an evaluation, or a failure."""
-
-    order: Order
-    result: Result
-
-
-@dataclass(frozen=True)
-class Shelve(AgentEffect):
-    """The trainer is done with this order; its answer's file stays in the outbox."""
-
-    order: str
-
-
-@dataclass(frozen=True)
-class Discard(AgentEffect):
-    """Nothing of this order is needed any more, in the mailbox or the outbox."""
-
-    order: str
-
-
-# -- state ----------------------------------------------------------------------------------------
-
-
-class Stage(enum.StrEnum):
-    """How far an accepted order has come."""
-
-    WORKING = "working"
-    ANSWERED = "answered"  # the result is here, the coordinator does not have it yet
-    DELIVERED = "delivered"  # acknowledged; the bytes stay until a version counts them
-
-
-@dataclass(frozen=True)
-class Held:
-    """An order in hand. `outcome` is the receipt's, once there is one."""
-
-    order: Order
-    stage: Stage
-    result: Result | None = None
-    outcome: str = ""
-
-
-@dataclass(frozen=True)
-class AgentState:
-    """What an agent knows. A refused order is not held."""
-
-    epoch: int = 0
-    epoch_signed_ms: int = 0
-    epoch_signature: str = ""
-    contract: Contract = field(default_factory=Contract)
-    held: Mapping[str, Held] = field(default_factory=dict)
-
-    @property
-    def in_hand(self) -> dict[str, Held]:
-        """Orders that something is still to be done for."""
-        return {name: held for name, held in self.held.items() if held.stage is not Stage.DELIVERED}
-
 
 Turn = tuple[AgentState, tuple[AgentEffect, ...]]
 
@@ -252,6 +83,8 @@ def _next_effect(held: Held) -> tuple[AgentEffect, ...]:
         return (Shelve(held.order.id),)
     if held.result is None:
         return (Prepare(held.order),)
+    if held.stage is Stage.HELD:
+        return (Shelve(held.order.id),)
     if held.result.file:
         return (Submit(held.order, held.result),)
     return (Report(held.order, held.result),)
@@ -262,7 +95,7 @@ def _booted(state: AgentState, event: AgentBooted) -> Turn:
     effects: list[AgentEffect] = []
     allowed = {}
     for name, held in state.held.items():
-        decision = judge(event.contract, held.order)
+        decision = judge(event.contract, held.order, in_progress(state))
         if decision.accepted or held.stage is Stage.DELIVERED:
             allowed[name] = held
         else:
@@ -282,12 +115,16 @@ def _epoch(state: AgentState, event: EpochSeen) -> Turn:
 
 def _received(state: AgentState, event: OrderReceived) -> Turn:
     """Judge by the contract as it is now; a repeated order gets the same answer and goes on."""
-    order = event.order
-    decision = judge(state.contract, order)
+    order, known = event.order, state.held.get(event.order.id)
+    begun = event.minute < 0 or (known is not None and known.order == order)
+    now = in_progress(state) if begun else circumstances(state, Moment(event.day, event.minute))
+    decision = judge(state.contract, order, now)
     reply = Reply(order.id, decision.accepted, decision.reasons)
-    known = state.held.get(order.id)
     if not decision.accepted:
-        return replace(state, held=without(state.held, order.id)), (reply, *_discard(known))
+        refused = put(state.refused, order.run, Refused(order, decision.reasons, decision.pending))
+        state = replace(state, held=without(state.held, order.id), refused=refused)
+        return state, (reply, *_discard(known))
+    state = replace(state, refused=without(state.refused, order.run))
     if known is not None and known.order == order:
         if known.stage is Stage.DELIVERED:
             # The coordinator lost it (its disk, or it took over from an older copy): the same bytes again.
@@ -346,11 +183,89 @@ def _dropped(state: AgentState, event: OrderCancelled | UploadRefused | AnswerDe
 
 
 def _taken(state: AgentState, event: ResultTaken) -> Turn:
-    held = state.held.get(event.result.order)
+    """The work is done. Its file leaves at once, after a person has looked at it, or not at all."""
+    result = event.result
+    held = state.held.get(result.order)
     if held is None or held.stage is not Stage.WORKING:
-        return state, () if held else (Discard(event.result.order),)
-    held = replace(held, stage=Stage.ANSWERED, result=event.result)
-    return replace(state, held=put(state.held, event.result.order, held)), _next_effect(held)
+        return state, () if held else (Discard(result.order),)
+    state = worked(state, result, event.devices)
+    if result.file and state.contract.approval is Approval.HOLD:
+        held = replace(held, stage=Stage.HELD, result=result)
+        return replace(state, held=put(state.held, result.order, held)), (Shelve(result.order),)
+    return _let_go(state, held, result, event.day)
+
+
+def _let_go(state: AgentState, held: Held, result: Result, day: int) -> Turn:
+    """The answer is sent, as far as the contract's bounds on traffic allow its file."""
+    if result.file:
+        fault = upload_fault(state.contract, result.size_bytes, uploaded_on(state, day))
+        if fault:
+            result = Result(order=result.order, failure=fault, seconds=result.seconds)
+        else:
+            state = leaving(state, result.size_bytes, day)
+    held = replace(held, stage=Stage.ANSWERED, result=result)
+    return replace(state, held=put(state.held, result.order, held)), _next_effect(held)
+
+
+def _released(state: AgentState, event: UpdateReleased) -> Turn:
+    held = state.held.get(event.order)
+    if held is None or held.stage is not Stage.HELD or held.result is None:
+        return state, ()
+    return _let_go(state, held, held.result, event.day)
+
+
+def _withheld(state: AgentState, event: UpdateWithheld) -> Turn:
+    """The file stays here; the coordinator hears that there will be none."""
+    held = state.held.get(event.order)
+    if held is None or held.stage is not Stage.HELD:
+        return state, ()
+    reason = f"contract.approval is hold, and {event.by} withholds the update: {event.reason}"
+    held = replace(held, stage=Stage.ANSWERED, result=Result(order=event.order, failure=reason))
+    return replace(state, held=put(state.held, event.order, held)), _next_effect(held)
+
+
+def _decided(state: AgentState, event: RunDecided) -> Turn:
+    """A person's word. No is told at once, and ends what is in hand; yes has the coordinator ask again."""
+    run, verdict = event.run, event.verdict
+    state = replace(state, verdicts=put(state.verdicts, run, verdict))
+    if verdict.word is Word.APPROVED:
+        return _ask_again(state, None, f"{verdict.by} approves run {run}")
+    gone = [name for name, held in state.held.items() if held.order.run == run]
+    state = replace(state, held=without(state.held, *gone))
+    withdrawn = verdict.word is Word.WITHDRAWN or bool(gone)
+    effects = (Withdraw(run, verdict.reason),) if withdrawn else ()
+    return state, (*effects, *(Discard(name) for name in gone))
+
+
+def _roster(state: AgentState, event: RosterReceived) -> Turn:
+    if event.signed_ms < state.roster_ms:
+        return state, ()
+    state = replace(state, roster=event.members, roster_ms=event.signed_ms)
+    return _ask_again(state, None, "the roster has changed")
+
+
+def _reconsidered(state: AgentState, event: Reconsidered) -> Turn:
+    return _ask_again(state, Moment(event.day, event.minute), "what was refused may be allowed by now")
+
+
+def _ask_again(state: AgentState, moment: Moment | None, reason: str) -> Turn:
+    """Attach anew if an order that was refused would be accepted now; it is then asked once more."""
+    allowed = allowed_by_now(state, moment)
+    if not allowed:
+        return state, ()
+    return replace(state, refused=without(state.refused, *allowed)), (Reattach(reason),)
+
+
+def allowed_by_now(state: AgentState, moment: Moment | None) -> tuple[str, ...]:
+    """Runs whose refused order the contract would accept; None for the hours and bounds as they were."""
+    now = in_progress(state) if moment is None else circumstances(state, moment)
+    return tuple(
+        run for run, refused in state.refused.items() if judge(state.contract, refused.order, now).accepted
+    )
+
+
+def _counted(state: AgentState, event: DataCounted) -> Turn:
+    return replace(state, examples=event.examples), ()
 
 
 def _abandoned(state: AgentState, event: WorkAbandoned) -> Turn:
@@ -365,7 +280,8 @@ def _taken_failure(state: AgentState, order: str, reason: str) -> Turn:
     return replace(state, held=put(state.held, order, held)), _next_effect(held)
 
 
-def _witnessed(state: AgentState, event: HeadWitnessed) -> Turn:
+def _noted(state: AgentState, event: HeadWitnessed | ContractSigned | BytesSent) -> Turn:
+    """Kept in the journal, as evidence; nothing follows from it."""
     return state, ()
 
 
@@ -380,6 +296,14 @@ TABLE: dict[type[AgentEvent], Callable[[AgentState, Any], Turn]] = {
     AnswerDelivered: _dropped,
     UploadRefused: _dropped,
     RoundPublished: _published,
-    HeadWitnessed: _witnessed,
+    HeadWitnessed: _noted,
+    RosterReceived: _roster,
+    RunDecided: _decided,
+    Reconsidered: _reconsidered,
+    UpdateReleased: _released,
+    UpdateWithheld: _withheld,
+    ContractSigned: _noted,
+    DataCounted: _counted,
+    BytesSent: _noted,
 }
 """Event -> what answers it."""

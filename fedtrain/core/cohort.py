@@ -17,9 +17,18 @@ class Choice:
     wake_ms: int | None = None
 
 
+def roster(state: State) -> dict[str, str]:
+    """Site -> the organisation that it belongs to, of all that are members now."""
+    return {
+        member.name: member.organisation or member.name
+        for member in state.members.values()
+        if member.role == "site" and not member.revoked
+    }
+
+
 def expected_sites(state: State, spec: RunSpec) -> tuple[str, ...]:
-    """Enrolled sites that the run's file includes, sorted."""
-    sites = {member.name for member in state.members.values() if member.role == "site"}
+    """Sites in good standing that the run's file includes, sorted."""
+    sites = set(roster(state)) - set(state.quarantined)
     return tuple(sorted(sites & set(spec.sites) if spec.sites else sites))
 
 

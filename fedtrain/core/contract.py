@@ -1,17 +1,10 @@
-"""A site's contract: what it allows, decided by the site itself. Default deny.
-
-Pure: `judge(contract, rights, order) -> (accepted, reasons)`. Every reason names the clause that
-said no, so that a person at either end knows what to change.
-"""
+"""A site's contract: what it allows. Default deny. `core.judgement` holds orders against it."""
 
 from __future__ import annotations
 
-import json
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-
-from fedtrain.core.orders import Order
 
 
 @dataclass(frozen=True)
@@ -19,79 +12,111 @@ class Rights:
     """What may be done with one data set.
 
     `discoverable`: the coordinator may know that it exists. `execute`: tasks that may train on it.
-    `read`: records may leave the site. `write`: the run may change it.
+    `read`: records may leave the site. `write`: the run may change it. The three that are flags hold for
+    every task; the lists beside them for the tasks that they name.
     """
 
     discoverable: bool = False
     execute: tuple[str, ...] = ()
     read: bool = False
     write: bool = False
+    discoverable_to: tuple[str, ...] = ()
+    readable_by: tuple[str, ...] = ()
+    writable_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which models may be trained.
+
+    Attributes:
+        size_max_bytes: of a whole model's file, None for no bound.
+        layouts: digests of layouts; empty for any.
+        limits: key of the task's `model` section -> largest number there, e.g. `layers: 12`. A model that
+            does not state a limited key as a number is not allowed.
+    """
+
+    size_max_bytes: int | None = None
+    layouts: tuple[str, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hours:
+    """When orders are accepted: from `start_minute` to before `end_minute` of the day in `zone`; over
+    midnight where the end comes first."""
+
+    start_minute: int
+    end_minute: int
+    zone: str
+
+
+@dataclass(frozen=True)
+class Require:
+    """What a round must have before this site takes part.
+
+    `epsilon_max` bounds the run's own record-level epsilon, at most per run; `unit` is the privacy unit
+    that it must name.
+    """
+
+    masked: bool = False
+    epsilon_max: float | None = None
+    unit: str = ""
+
+
+class Approval(enum.StrEnum):
+    """Who has the last word on an order."""
+
+    AUTOMATIC = "automatic"  # the contract alone
+    MANUAL = "manual"  # a person, once per run
+    HOLD = "hold"  # the contract for the work, a person for every update that would leave
 
 
 @dataclass(frozen=True)
 class Contract:
-    """The clauses that this version enforces. An empty list allows nothing.
+    """The clauses. An empty list of runs or tasks allows nothing; a bound that is None does not bind.
 
     Attributes:
         runs: patterns of run names, e.g. `library-*`.
         tasks: names of tasks.
         cohort_min: fewest sites, this one included, that an order may be shared with.
         datasets: data set name -> rights.
+        organisations_min: fewest distinct organisations among those sites.
+        upload_max_per_day_bytes, upload_max_per_round_bytes: of updates and initial weights.
+        gpu_hours_max: accelerator hours that this contract allows in all; a trainer without accelerators
+            counts as one.
+        use: `economic` allows any use, `non-economic` only what is not economic.
+        licences: patterns of licences that the trained model may be put under; empty for any.
     """
 
     runs: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     cohort_min: int = 1
     datasets: Mapping[str, Rights] = field(default_factory=dict)
+    organisations_min: int = 1
+    models: Models = field(default_factory=Models)
+    hours: Hours | None = None
+    upload_max_per_day_bytes: int | None = None
+    upload_max_per_round_bytes: int | None = None
+    gpu_hours_max: float | None = None
+    use: str = "non-economic"
+    licences: tuple[str, ...] = ()
+    require: Require = field(default_factory=Require)
+    approval: Approval = Approval.AUTOMATIC
+
+
+class Word(enum.StrEnum):
+    """What a person of the site has said about a run."""
+
+    APPROVED = "approved"
+    DENIED = "denied"
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Yes, or no with every clause that says so."""
+class Verdict:
+    """A person's word on a run, and why."""
 
-    accepted: bool
-    reasons: tuple[str, ...] = ()
-
-
-def judge(contract: Contract, order: Order) -> Decision:
-    """Hold an order against the contract. All reasons are given at once."""
-    task, dataset = _task_and_dataset(order)
-    reasons = []
-    if not any(fnmatchcase(order.run, pattern) for pattern in contract.runs):
-        reasons.append(f"contract.runs does not allow run {order.run} (allowed: {_listed(contract.runs)})")
-    if task not in contract.tasks:
-        reasons.append(f"contract.tasks does not allow task {task} (allowed: {_listed(contract.tasks)})")
-    if len(order.cohort) < contract.cohort_min:
-        reasons.append(
-            f"contract.cohort_min is {contract.cohort_min}, this order is shared by {len(order.cohort)}"
-        )
-    if order.site not in order.cohort:
-        reasons.append("contract.cohort_min cannot be judged: the order's cohort does not name this site")
-    reasons += _dataset_reasons(contract.datasets.get(dataset), dataset, task)
-    return Decision(not reasons, tuple(reasons))
-
-
-def _dataset_reasons(rights: Rights | None, dataset: str, task: str) -> list[str]:
-    """Clauses of the data set. One that may not be discovered is denied like one that is not there."""
-    if not dataset:
-        return []
-    if rights is None or not (rights.discoverable or task in rights.execute):
-        return [f"no data set {dataset} here"]
-    if task not in rights.execute:
-        return [f"datasets.{dataset}.rights.execute does not list task {task}"]
-    return []
-
-
-def _task_and_dataset(order: Order) -> tuple[str, str]:
-    """Names in the order's task section; "" where there is none. Tasks without data name no set."""
-    try:
-        task = json.loads(order.task)
-    except ValueError:
-        return "", ""
-    if not isinstance(task, dict):
-        return "", ""
-    return str(task.get("name", "")), str(task.get("data") or "")
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names) or "nothing"
+    word: Word
+    reason: str
+    by: str

@@ -10,7 +10,7 @@ from collections import Counter
 
 from fedtrain.core.orders import OrderKind
 from fedtrain.core.rounds import kind_of_round
-from fedtrain.core.state import ENDED, Phase, RunState, Standing, State
+from fedtrain.core.state import ENDED, Phase, RoundRecord, RunState, Standing, State
 
 
 def violations(state: State) -> tuple[str, ...]:
@@ -60,15 +60,19 @@ def _all_accounted(run: RunState) -> list[str]:
                 problems.append(f"I7: round {record.index}: {site} is {seat.standing} without a reason")
             if record.version is not None and seat.standing in (Standing.INVITED, Standing.WORKING):
                 problems.append(f"I7: round {record.index} closed while {site} is {seat.standing}")
-        trains = record.version is not None and kind_of_round(run.spec, record.index) is OrderKind.TRAIN
+        trains = _was_aggregated(record) and kind_of_round(run.spec, record.index) is OrderKind.TRAIN
         if trains and len(record.counted) < run.spec.quorum:
             problems.append(f"I7: round {record.index} counted {len(record.counted)}, below its quorum")
     return problems
 
 
+def _was_aggregated(record: RoundRecord) -> bool:
+    return record.version is not None and record.restored is None
+
+
 def _open_round(run: RunState) -> list[str]:
     """The phase and the open round agree."""
-    needs_round = run.phase not in ENDED and run.phase is not Phase.WAITING
+    needs_round = run.phase not in ENDED | {Phase.WAITING, Phase.RESTORING}
     if needs_round and run.round is None:
         return [f"phase {run.phase} without a round"]
     if run.phase in ENDED and run.round is not None:

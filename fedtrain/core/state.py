@@ -178,7 +178,8 @@ class RoundRecord:
     """A closed or abandoned attempt at a round: who contributed, was late, refused, failed, and why.
 
     `counted` lists the orders that went into `version`, in aggregation order: this round's and the
-    late ones of earlier rounds. An abandoned attempt has version None and counts nothing.
+    late ones of earlier rounds. An abandoned attempt has version None and counts nothing. `restored` is
+    the earlier version that this one repeats, after a roll-back; it counts nothing either.
     """
 
     index: int
@@ -193,6 +194,7 @@ class RoundRecord:
     update_norm: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    restored: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import fedtrain
 from fedtrain.core import agent as core, canonical, messages as msg
 from fedtrain.core.agent import AgentEvent, AgentState
-from fedtrain.core.contract import judge
+from fedtrain.core.judgement import judge
 from fedtrain.core.orders import Order, Progress, Result
 from fedtrain.core.pacing import beat_ms
 from fedtrain.errors import BadSignature, IntegrityError, StaleEpoch, UnreachableError

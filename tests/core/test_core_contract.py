@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from test_core_agent import ALLOWS, FIRST
 
-from fedtrain.core.contract import Contract, Rights, judge
+from fedtrain.core.contract import Contract, Rights
+from fedtrain.core.judgement import judge
 
 EXECUTE = Rights(execute=("tiny",))
 
