@@ -20,10 +20,12 @@ FEATURES: dict[Version, tuple[str, ...]] = {
         "signed epochs on every call",
         "refusals that say when to come back",
         "slower signs of life of idle sites",
+        "renewed certificates",
+        "agreements that name the contract, declarations, withdrawals and the roster",
     ),
 }
-"""Version -> what it added to 1.0. A side that does not know a thing never meets it as a message or a signed
-field, only as metadata that gRPC lets it ignore; so there is nothing to switch off for it."""
+"""Version -> what it added to 1.0. A side that does not know a thing never meets it as a signed field, only as
+metadata that gRPC lets it ignore. New kinds of messages are sent to a side that speaks their minor."""
 
 
 def negotiate(theirs: Version, release: str, side: str, our_release: str) -> Version:

@@ -23,7 +23,7 @@ from fedtrain.trust.folders import load_coordinator
 from fedtrain.wire.handlers import Handlers
 from fedtrain.wire.options import server_credentials
 from fedtrain.wire.server import open_server
-from fedtrain.wire.values import Caller, Document, Export, ExportHead, InviteRequest
+from fedtrain.wire.values import Caller, Document, Export, ExportHead, InviteOrder
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Answers:
     accepted: bool = True
     asked: list[Any] = field(default_factory=list)
 
-    async def make_invite(self, caller: Caller, request: InviteRequest) -> str:
-        self.asked.append((caller.name, request))
+    async def invite(self, caller: Caller, order: InviteOrder) -> str:
+        self.asked.append((caller.name, order))
         return "fedtrain1-line"
 
     async def start(self, caller: Caller, spec: RunSpec) -> Document:
@@ -137,7 +137,7 @@ def _serve(folder: Path, address: str, answers: Answers, port: Future[int], stop
             keys.server_key_pem, keys.server_certificate_pem, keys.authority.certificate_pem
         )
         # The command line asks operations only.
-        handlers = Handlers(Mock(), Mock(), Mock(), answers)
+        handlers = Handlers(Mock(), Mock(), Mock(), answers, answers)
         server, bound = await open_server(address, credentials, handlers, _judge)
         port.set_result(bound)
         await asyncio.to_thread(stop.wait)

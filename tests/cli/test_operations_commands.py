@@ -10,7 +10,7 @@ import pytest
 
 from fedtrain import coordinator
 from fedtrain.cli import session
-from fedtrain.wire.values import InviteRequest
+from fedtrain.wire.values import InviteOrder
 
 RUN = "run: library-lm\ntask: {name: synthetic}\nrounds: {count: 3, steps: 1}\n"
 
@@ -76,7 +76,7 @@ def test_wrong_run_file_is_refused_before_anything_is_asked(
 def test_invite_is_one_line(fedtrain: Any, consortium: Path, answers: Any) -> None:
     """`site invite` prints the line to paste and nothing else, or a document that holds it."""
     assert fedtrain("site", "invite", "north", "--dir", consortium).out == "fedtrain1-line\n"
-    assert answers.asked == [("operator", InviteRequest("north", "site", 72 * 3600))]
+    assert answers.asked == [("operator", InviteOrder("north", "site", 72 * 3600))]
     outcome = fedtrain(
         "site", "invite", "eve", "--role", "auditor", "--valid", "10m", "--dir", consortium, "--json"
     )

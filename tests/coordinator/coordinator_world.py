@@ -25,7 +25,7 @@ from fedtrain.trust.folders import MemberKeys, begin_join, finish_join
 from fedtrain.trust.invites import decode_invite
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.options import channel_credentials
-from fedtrain.wire.values import SigningRequest
+from fedtrain.wire.values import InviteOrder, SigningRequest
 
 LAYOUT = Layout((Entry("w", (3, 4)), Entry("b", (4,))))
 
@@ -190,7 +190,7 @@ class Consortium:
 
     async def join(self, name: str) -> ScriptedSite:
         """Invite and enrol a site over the wire."""
-        invite = decode_invite(await self.operator.make_invite(name, "site", 600), self.now_ms())
+        invite = decode_invite(await self.operator.invite(InviteOrder(name, "site", 600)), self.now_ms())
         state = self.folder / "sites" / name
         application = begin_join(state, invite)
         credentials = channel_credentials(invite.key_pem, invite.certificate_pem, invite.ca_pem)

@@ -21,13 +21,16 @@ from fedtrain.trust import statements
 from fedtrain.trust.folders import begin_join, finish_join
 from fedtrain.trust.invites import decode_invite
 from fedtrain.wire import versions
+from fedtrain.wire.values import InviteOrder
 
 pytestmark = pytest.mark.timeout(60)
 
 
 async def join_old(consortium: Consortium, name: str) -> tuple[OldPeer, Any]:
     """A site that was invited and enrolled by 1.0's messages, and its keys."""
-    invite = decode_invite(await consortium.operator.make_invite(name, "site", 600), consortium.now_ms())
+    invite = decode_invite(
+        await consortium.operator.invite(InviteOrder(name, "site", 600)), consortium.now_ms()
+    )
     state = consortium.folder / "sites" / name
     application = begin_join(state, invite)
     keys = (invite.key_pem, invite.certificate_pem, invite.ca_pem)

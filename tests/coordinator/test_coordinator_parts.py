@@ -21,7 +21,7 @@ from fedtrain.trust.invites import decode_invite
 from fedtrain.wire.calls import CALLS
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.options import channel_credentials
-from fedtrain.wire.values import SigningRequest
+from fedtrain.wire.values import InviteOrder, SigningRequest
 
 
 def test_every_call_has_its_roles() -> None:
@@ -125,7 +125,7 @@ def test_a_clock_that_was_set_back_does_not_stop_deadlines(monkeypatch: pytest.M
 
 async def test_an_invite_works_once(consortium: Consortium) -> None:
     """The same key gets the same certificate again; another key is refused and journaled."""
-    line = await consortium.operator.make_invite("alpha", "site", 600)
+    line = await consortium.operator.invite(InviteOrder("alpha", "site", 600))
     invite = decode_invite(line, consortium.now_ms())
     credentials = channel_credentials(invite.key_pem, invite.certificate_pem, invite.ca_pem)
     from fedtrain.trust.keys import MessageKey, make_tls_key_and_csr
@@ -171,7 +171,7 @@ async def test_documents_have_their_keys(consortium: Consortium) -> None:
     """The documents behind `--json` hold the keys that other programs rely on."""
     await consortium.join("alpha")
     await consortium.join("beta")
-    await consortium.operator.make_invite("gamma", "site", 600)
+    await consortium.operator.invite(InviteOrder("gamma", "site", 600))
     view = await consortium.operator.start(spec_of())
     assert {"run", "phase", "reason", "version", "rounds", "round", "last", "evaluations"} <= view.keys()
     assert view["phase"] == "waiting" and "waiting for alpha, beta" in view["reason"]

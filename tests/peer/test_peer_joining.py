@@ -86,7 +86,7 @@ class EnrolmentOffice:
     async def _open(self) -> tuple[object, int]:
         key, certificate = self.authority.issue_server(now_ms())
         credentials = server_credentials(key, certificate, self.authority.certificate_pem)
-        handlers = Handlers(self, MagicMock(), MagicMock(), MagicMock())
+        handlers = Handlers(self, *[MagicMock() for _ in range(4)])
         return await open_server("127.0.0.1:0", credentials, handlers, self._judge)
 
     def _judge(self, context: Mapping[str, Iterable[bytes]], service: str, method: str) -> Caller:

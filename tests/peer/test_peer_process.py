@@ -24,6 +24,7 @@ from fedtrain.storage.journal import Journal
 from fedtrain.trust.folders import load_member
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.options import channel_credentials
+from fedtrain.wire.values import InviteOrder
 
 PATIENCE_S = 60.0
 PEER_FILE = """
@@ -70,7 +71,7 @@ class Consortium:
 
     def add_site(self, site: str, launch: str = "process") -> Path:
         folder = self.folder / site
-        join(self.ask(lambda client: client.make_invite(site, "site", 600)), folder)
+        join(self.ask(lambda client: client.invite(InviteOrder(site, "site", 600))), folder)
         (folder / "peer.yaml").write_text(PEER_FILE.format(site=site, port=self.port, launch=launch))
         return folder
 

@@ -15,6 +15,7 @@ import pytest
 from system_world import CONSORTIUM, World, fedtrain, free_port, run_file
 
 from fedtrain.cli.session import ask
+from fedtrain.wire.values import InviteOrder
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +110,7 @@ def _nobody_listens(world: World, folder: Path) -> Words:
 
 @case(2, "the invite expired at", "ask the operator for a new one")
 def _expired_invite(world: World, folder: Path) -> Words:
-    line = ask(world.home, lambda client: client.make_invite("tardy", "observer", 1))
+    line = ask(world.home, lambda client: client.invite(InviteOrder("tardy", "observer", 1)))
     time.sleep(1.1)  # certificates live by the clock, so nothing else makes one expire
     return "join", line, folder / "tardy"
 
@@ -117,14 +118,14 @@ def _expired_invite(world: World, folder: Path) -> Words:
 @case(3, "used before, with another key", "tell an operator")
 def _used_invite(world: World, folder: Path) -> Words:
     name = f"twice-{time.time_ns()}"
-    line = ask(world.home, lambda client: client.make_invite(name, "observer", 60))
+    line = ask(world.home, lambda client: client.invite(InviteOrder(name, "observer", 60)))
     assert fedtrain("join", line, folder / "first").code == 0
     return "join", line, folder / "second"
 
 
 @case(2, "cut off or mistyped")
 def _truncated_invite(world: World, folder: Path) -> Words:
-    line = ask(world.home, lambda client: client.make_invite("short", "observer", 60))
+    line = ask(world.home, lambda client: client.invite(InviteOrder("short", "observer", 60)))
     return "join", line[:-40], folder / "short"
 
 

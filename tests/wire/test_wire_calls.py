@@ -42,7 +42,7 @@ from fedtrain.wire.calls import CALLS, call
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.handlers import Handlers
 from fedtrain.wire.server import open_server
-from fedtrain.wire.values import CHUNK_BYTES, SigningRequest
+from fedtrain.wire.values import CHUNK_BYTES, InviteOrder, Registration, SigningRequest, Verdict
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -56,7 +56,16 @@ async def test_each_operation_arrives_and_answers(tmp_path: Path) -> None:
         await client.connect()
         admission = await client.enrol(SigningRequest(b"csr", "ab" * 32))
         assert admission.certificate_pem == b"certificate of csr"
-        assert await client.make_invite("jsc", "site", 3600) == "jsc/site/3600"
+        assert (
+            await client.renew(SigningRequest(b"csr", "ab" * 32))
+        ).certificate_pem == b"certificate of csr"
+        assert await client.invite(InviteOrder("jsc", "site", 9, "fzj")) == "jsc/site/9/fzj"
+        for judge_member in (client.revoke, client.quarantine, client.release):
+            assert await judge_member(Verdict("jsc", "why")) == {"member": "jsc", "reason": "why"}
+        assert await client.register(Registration(b"pem", "ab" * 32)) == {"member": "pem"}
+        assert await client.roll_over(finish=True) == {"finish": True}
+        assert await client.roll_back("lm", 3) == {"run": "lm", "version": 3}
+        assert await client.lineage("lm") == {"run": "lm", "version": None}
         assert await client.start(a_spec()) == {"run": "lm", "late": "drop"}
         assert await client.check(a_spec()) == {"run": "lm", "late": "drop"}
         for ask in (client.pause, client.resume, client.stop, client.run, client.rounds, client.models):
@@ -109,7 +118,7 @@ def test_every_call_of_the_protos_is_served(tmp_path: Path) -> None:
     async def build() -> Catcher:
         recorder = Recorder(tmp_path)
         catcher = Catcher()
-        add_services(catcher, Handlers(recorder, recorder, recorder, recorder), lambda *_: None)
+        add_services(catcher, Handlers(*[recorder] * 5), lambda *_: None)
         return catcher
 
     routes = asyncio.run(build()).routes
@@ -260,9 +269,7 @@ async def test_a_second_server_cannot_share_the_port(tmp_path: Path) -> None:
     credentials = options.server_credentials(key, certificate, authority().pem)
     async with serving(recorder) as port:
         with pytest.raises(ConfigError, match="another process may hold the port"):
-            await open_server(
-                f"127.0.0.1:{port}", credentials, Handlers(recorder, recorder, recorder, recorder), None
-            )
+            await open_server(f"127.0.0.1:{port}", credentials, Handlers(*[recorder] * 5), None)
 
 
 async def raw_call(client: CoordinatorClient, service: str, method: str, raw: bytes) -> bytes:

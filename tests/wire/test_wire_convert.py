@@ -29,6 +29,7 @@ reals = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 words = st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,10}", fullmatch=True)
+datasets = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,10}", fullmatch=True)
 identifiers = st.from_regex(r"[A-Za-z0-9._-]{1,20}", fullmatch=True)
 order_ids = st.builds(order_id, names, indexes, indexes, names)
 signatures = st.binary(min_size=64, max_size=64).map(bytes.hex)
@@ -37,6 +38,10 @@ versions = st.tuples(st.integers(0, 1 << 16), st.integers(0, 1 << 16))
 
 def tuples(of: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.lists(of, max_size=4).map(tuple)
+
+
+def mappings(keys: st.SearchStrategy[str], values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.dictionaries(keys, values, max_size=4).map(lambda found: dict(sorted(found.items())))
 
 
 reasons = tuples(texts)
@@ -80,6 +85,10 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     core.Evaluation: st.builds(core.Evaluation, order_ids, reals, counts),
     core.Answer: st.builds(core.Answer, identifiers, flags, reasons),
     core.Goodbye: st.builds(core.Goodbye, texts),
+    core.Agreement: st.builds(core.Agreement, order_ids, flags, reasons, digests, signatures),
+    core.Declaration: st.builds(core.Declaration, digests, mappings(datasets, counts), signatures),
+    core.Withdrawal: st.builds(core.Withdrawal, names, texts, signatures),
+    core.Roster: st.builds(core.Roster, mappings(names, words), counts, signatures),
     core.Welcome: st.builds(core.Welcome, names, versions, texts, counts, counts),
     core.Invitation: st.builds(core.Invitation, orders()),
     core.Cancellation: st.builds(core.Cancellation, order_ids, texts),
@@ -108,9 +117,21 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     values.FetchRequest: st.builds(values.FetchRequest, digests, counts),
     values.SigningRequest: st.builds(values.SigningRequest, st.binary(max_size=50), digests),
     values.Admission: st.builds(
-        values.Admission, st.binary(max_size=50), st.binary(max_size=50), digests, names
+        values.Admission,
+        st.binary(max_size=50),
+        st.binary(max_size=50),
+        digests,
+        names,
+        st.binary(max_size=50),
     ),
     values.InviteRequest: st.builds(values.InviteRequest, names, words, st.integers(0, 86_400)),
+    values.InviteOrder: st.builds(
+        values.InviteOrder, names, words, st.integers(0, 86_400), words | st.just(""), flags
+    ),
+    values.Verdict: st.builds(values.Verdict, names, texts),
+    values.VersionOrder: st.builds(values.VersionOrder, names, indexes),
+    values.RollOverOrder: st.builds(values.RollOverOrder, flags),
+    values.Registration: st.builds(values.Registration, st.binary(max_size=50), digests, words | st.just("")),
     values.InviteLine: st.builds(values.InviteLine, texts),
     values.Spec: st.builds(values.Spec, texts),
     values.RunName: st.builds(values.RunName, names),

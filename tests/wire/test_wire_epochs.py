@@ -28,11 +28,20 @@ from wire_loopback import (
 from fedtrain.core import messages as core
 from fedtrain.errors import BadSignature, FedtrainError, RemoteError, StaleEpoch, StaleRound
 from fedtrain.wire import epochs, options
-from fedtrain.wire.calls import CALLS
+from fedtrain.wire.calls import CALLS, call
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.handlers import Handlers
 from fedtrain.wire.server import open_server
-from fedtrain.wire.values import Caller, EpochProof, SigningRequest
+from fedtrain.wire.values import (
+    Caller,
+    EpochProof,
+    InviteLine,
+    InviteOrder,
+    InviteRequest,
+    Registration,
+    SigningRequest,
+    Verdict,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -90,7 +99,7 @@ class Bench:
     async def __aenter__(self) -> CoordinatorClient:
         key, certificate = authority().issue(SERVER_NAME)
         credentials = options.server_credentials(key, certificate, authority().pem)
-        handlers = Handlers(*[self.recorder] * 4, self.throne)
+        handlers = Handlers(*[self.recorder] * 5, self.throne)
         server, port = await open_server("127.0.0.1:0", credentials, handlers, judge)
         self._stack.push_async_callback(server.stop, 0)
         client = await self._stack.enter_async_context(connect(port))
@@ -109,7 +118,18 @@ CALLS_BY_NAME: dict[str, Callable[[CoordinatorClient, Path], Awaitable[object]]]
     "Offer": lambda client, _: client.offer(core.Offer("lm.3.0.jsc", ZERO_DIGEST, 5)),
     "Send": lambda client, folder: _send(client, folder),
     "Commit": lambda client, _: client.commit(a_commit()),
-    "MakeInvite": lambda client, _: client.make_invite("jsc", "site", 5),
+    "MakeInvite": lambda client, _: client._ask(
+        call("Operations", "MakeInvite"), InviteRequest("jsc", "site", 5), InviteLine
+    ),
+    "Renew": lambda client, _: client.renew(SigningRequest(b"csr", "ab" * 32)),
+    "Invite": lambda client, _: client.invite(InviteOrder("jsc", "site", 5)),
+    "Revoke": lambda client, _: client.revoke(Verdict("jsc", "lost")),
+    "Quarantine": lambda client, _: client.quarantine(Verdict("jsc", "odd")),
+    "Release": lambda client, _: client.release(Verdict("jsc", "even")),
+    "Register": lambda client, _: client.register(Registration(b"certificate", "ab" * 32)),
+    "RollOver": lambda client, _: client.roll_over(),
+    "Rollback": lambda client, _: client.roll_back("lm", 1),
+    "Lineage": lambda client, _: client.lineage("lm"),
     "Start": lambda client, _: client.start(a_spec()),
     "Check run": lambda client, _: client.check(a_spec()),
     "Pause": lambda client, _: client.pause("lm"),

@@ -85,9 +85,9 @@ async def test_a_hostile_session_message_ends_it_with_a_sentence(tmp_path: Path)
     """An empty envelope is answered by a status with a sentence."""
     recorder = Recorder(tmp_path)
     async with serving(recorder) as port, connect(port) as client:
-        stream = client._channel.stream_stream(call("Session", "Attend").path)()
+        stream = client._line.channel.stream_stream(call("Session", "Attend").path)()
         await stream.write(b"")
-        with pytest.raises(RemoteError, match="without a body"), client._translating("test"):
+        with pytest.raises(RemoteError, match="without a body"), client._calling("test"):
             while await stream.read() is not grpc.aio.EOF:
                 pass
 
@@ -121,7 +121,7 @@ async def test_an_upload_cut_midway_goes_on(tmp_path: Path) -> None:
     async with serving(recorder) as port:
         async with connect(port) as client:
             await client.offer(offer)
-            stream = client._channel.stream_unary(call("Transfer", "Send").path)()
+            stream = client._line.channel.stream_unary(call("Transfer", "Send").path)()
             await stream.write(chunks.frame(0, data[:CHUNK_BYTES], digest))
             await stream.write(chunks.frame(CHUNK_BYTES, data[CHUNK_BYTES : CHUNK_BYTES + 7]))
             while len(recorder.uploads[digest]) < CHUNK_BYTES + 7:
@@ -211,8 +211,8 @@ async def test_hostile_chunks_are_refused(tmp_path: Path, frames: list[bytes], s
             for frame in frames:
                 yield frame
 
-        with pytest.raises(RemoteError, match=sentence), client._translating("test"):
-            await client._channel.stream_unary(call("Transfer", "Send").path)(sending())
+        with pytest.raises(RemoteError, match=sentence), client._calling("test"):
+            await client._line.channel.stream_unary(call("Transfer", "Send").path)(sending())
 
 
 async def test_a_commit_outlives_its_caller(tmp_path: Path) -> None:

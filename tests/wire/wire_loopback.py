@@ -30,8 +30,10 @@ from fedtrain.wire.values import (
     Document,
     Export,
     ExportHead,
-    InviteRequest,
+    InviteOrder,
+    Registration,
     SigningRequest,
+    Verdict,
 )
 
 SERVER_NAME = "coordinator.test.invalid"
@@ -153,8 +155,28 @@ class Recorder:
         self.commit_ended.set()
         return core.Receipt(commit.order, commit.digest, "stored", 7, 1, "aa")
 
-    async def make_invite(self, caller: Caller, request: InviteRequest) -> str:
-        return f"{request.name}/{request.role}/{request.valid_s}"
+    async def renew(self, caller: Caller, request: SigningRequest) -> Admission:
+        return await self.enrol(caller, request)
+
+    async def invite(self, caller: Caller, order: InviteOrder) -> str:
+        return f"{order.name}/{order.role}/{order.valid_s}/{order.organisation}"
+
+    async def judged(self, caller: Caller, verdict: Verdict) -> Document:
+        return {"member": verdict.name, "reason": verdict.reason}
+
+    revoke = quarantine = release = judged
+
+    async def register(self, caller: Caller, registration: Registration) -> Document:
+        return {"member": registration.certificate_pem.decode()}
+
+    async def roll_over(self, caller: Caller, finish: bool) -> Document:
+        return {"finish": finish}
+
+    async def roll_back(self, caller: Caller, run: str, version: int) -> Document:
+        return {"run": run, "version": version}
+
+    async def lineage(self, caller: Caller, run: str, version: int | None) -> Document:
+        return {"run": run, "version": version}
 
     async def start(self, caller: Caller, spec: RunSpec) -> Document:
         return {"run": spec.run, "late": spec.late.value}
@@ -199,9 +221,7 @@ async def serving(recorder: Recorder) -> AsyncIterator[int]:
     """The port of a running server."""
     key, certificate = authority().issue(SERVER_NAME)
     credentials = options.server_credentials(key, certificate, authority().pem)
-    server, port = await open_server(
-        "127.0.0.1:0", credentials, Handlers(recorder, recorder, recorder, recorder), judge
-    )
+    server, port = await open_server("127.0.0.1:0", credentials, Handlers(*[recorder] * 5), judge)
     try:
         yield port
     finally:

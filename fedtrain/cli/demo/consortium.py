@@ -29,6 +29,7 @@ from fedtrain import coordinator, peer
 from fedtrain.cli.session import ask, load_identity, open_client
 from fedtrain.errors import ConfigError, FedtrainError, StorageError, UnreachableError
 from fedtrain.wire.client import CoordinatorClient
+from fedtrain.wire.values import InviteOrder
 
 CONSORTIUM = "demo"
 READY_S = 30.0
@@ -137,7 +138,7 @@ class Consortium:
         pattern = re.compile(r"^coordinator:[^#\n]*", re.MULTILINE)
         address = f"coordinator: {load_identity(self.home)[0].membership.address} "
         self.site_file(site).write_text(pattern.sub(address, text, count=1), encoding="utf-8")
-        line = ask(self.home, lambda client: client.make_invite(site, "site", INVITE_VALID_S))
+        line = ask(self.home, lambda client: client.invite(InviteOrder(site, "site", INVITE_VALID_S)))
         peer.join(line, folder)
 
     async def _until_ready(self) -> None:
