@@ -92,13 +92,21 @@ class Consortium:
         folder: made if it is missing; holds everything, logs included.
         sites: how many.
         through: given the coordinator's port and a site, the port that its agent dials instead, if any.
+        options: more words for `coordinator init`.
     """
 
-    def __init__(self, folder: Path, sites: int, through: Callable[[int, str], int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sites: int,
+        through: Callable[[int, str], int] | None = None,
+        options: tuple[str, ...] = (),
+    ) -> None:
         self.folder = folder
         self.names = [f"site-{index}" for index in range(sites)]
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self._through = through or (lambda port, _: port)
+        self._options = options
 
     @property
     def home(self) -> Path:
@@ -142,7 +150,7 @@ class Consortium:
             )
         )
         core_seconds = asyncio.run(self._follow(path, work.run))
-        rounds = json.loads(self._command("run", "rounds", work.run, "--dir", str(self.home), "--json"))
+        rounds = json.loads(self.command("run", "rounds", work.run, "--dir", str(self.home), "--json"))
         return Outcome([entry for entry in rounds["rounds"] if entry["version"]], core_seconds)
 
     async def _follow(self, path: Path, run: str) -> float:
@@ -165,9 +173,9 @@ class Consortium:
 
     def _start(self) -> None:
         port = free_port()
-        self._command(
-            "coordinator", "init", str(self.home), "--name", "bench", "--address", f"127.0.0.1:{port}"
-        )
+        address = f"127.0.0.1:{port}"
+        init = ("coordinator", "init", str(self.home), "--name", "bench", "--address", address)
+        self.command(*init, *self._options)
         self.launch(COORDINATOR)
         if not listens(port, START_S):
             raise RuntimeError(f"the coordinator does not listen\n{self.last_words()}")
@@ -176,8 +184,8 @@ class Consortium:
             site.mkdir(parents=True)
             address = f"127.0.0.1:{self._through(port, name)}"
             (site / "peer.yaml").write_text(PEER_FILE.format(site=name, address=address))
-            invite = self._command("site", "invite", name, "--dir", str(self.home)).strip()
-            self._command("join", invite, str(site))
+            invite = self.command("site", "invite", name, "--dir", str(self.home)).strip()
+            self.command("join", invite, str(site))
             self.launch(name)
         end = time.monotonic() + START_S
         while not self._all_attached():
@@ -205,7 +213,7 @@ class Consortium:
             if child.poll() is not None:
                 raise RuntimeError(f"{name} ended with exit code {child.poll()}\n{self.last_words()}")
 
-    def _command(self, *arguments: str) -> str:
+    def command(self, *arguments: str) -> str:
         """Standard output of a fedtrain command that has to succeed."""
         done = subprocess.run(
             [sys.executable, "-m", "fedtrain.cli", *arguments],

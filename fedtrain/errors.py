@@ -70,6 +70,13 @@ class RefusedError(FedtrainError):
     exit_code = EXIT_REFUSED
 
 
+class Unauthenticated(RefusedError):
+    """The certificate that was shown, or the membership behind it, is not good, or not any more."""
+
+    code = "unauthenticated"
+    status = "UNAUTHENTICATED"
+
+
 class NotFoundError(RefusedError):
     """No such run, site, version or blob (or none that the caller may know of)."""
 

@@ -99,9 +99,9 @@ def _faults(journal: Path, witness: Path | None, what: str) -> list[str]:
     """What does not verify of a journal; the coordinator's against what `witness` kept of it."""
     try:
         if witness is None:
-            report = examine(journal, None, None)
+            report = examine(journal, (), None)
         else:
-            report = examine(journal, witness / "heads", witness / "coordinator.pub")
+            report = examine(journal, [witness / "heads"], witness / "coordinator.pub")
             if not report.heads_checked:
                 return [f"{what}: none was kept"]
     except FedtrainError as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedtrain import __version__
-from fedtrain.cli import audit, coordinator, demo, model, peer, run, site
+from fedtrain.cli import audit, consent, coordinator, demo, egress, model, peer, run, site
 
 app = typer.Typer(
     name="fedtrain",
@@ -40,7 +40,10 @@ app.add_typer(coordinator.app, name="coordinator", help="Set up and serve a cons
 app.add_typer(site.app, name="site", help="Members of the consortium, and invites for new ones.")
 app.command()(peer.join)
 app.add_typer(peer.app, name="peer", help="A site's agent.")
+for command in (consent.pending, consent.approve, consent.deny, consent.withdraw):
+    peer.app.command()(command)
 app.add_typer(peer.trainer, name="trainer", help="A site's trainer.")
 app.add_typer(run.app, name="run", help="Start runs, follow them, and steer them.")
 app.add_typer(model.app, name="model", help="Published models.")
+app.add_typer(egress.app, name="egress", help="What left this site, and what waits for a word to leave.")
 app.add_typer(audit.app, name="audit", help="Journals: what happened, and whether that is the truth.")

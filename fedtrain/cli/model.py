@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedtrain.cli import output
-from fedtrain.cli.options import HERE, Dir, Json, RunName
+from fedtrain.cli.options import HERE, Dir, Json, RunName, Version
 from fedtrain.errors import ConfigError, IntegrityError, StorageError
 
 if TYPE_CHECKING:
+    from fedtrain.core.lineage import SignedLineage
     from fedtrain.wire.client import CoordinatorClient
     from fedtrain.wire.values import Export, ExportHead
 
@@ -33,7 +34,7 @@ def list_models(run: RunName, folder: Dir = HERE, json: Json = False) -> None:
 def export(
     run: RunName,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
-    version: Annotated[int | None, typer.Option(min=0, help="Which version; the newest by default.")] = None,
+    version: Version = None,
     format_name: Annotated[str, typer.Option("--format", help="safetensors.")] = "safetensors",
     folder: Dir = HERE,
     json: Json = False,
@@ -60,6 +61,44 @@ def export(
         output.emit(document, as_json=True)
     else:
         output.say(f"{output.printable(out)}  version {head.version}  model digest {head.model_digest}")
+
+
+@app.command()
+def lineage(run: RunName, version: Version = None, folder: Dir = HERE, json: Json = False) -> None:
+    """Where a version comes from, signed by the coordinator. With --json, the document to keep."""
+    from fedtrain.cli.lineage import show
+    from fedtrain.core import canonical
+
+    signed = _signed_lineage(folder, run, version)
+    if json:
+        output.emit(canonical.to_plain(signed), as_json=True)
+        return
+    show(signed.lineage)
+    output.say(output.printable(f"signed by the coordinator of {signed.consortium}, key {signed.key_id}"))
+
+
+@app.command()
+def card(
+    run: RunName,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The file to write; else it is printed.")
+    ] = None,
+    version: Version = None,
+    folder: Dir = HERE,
+) -> None:
+    """A model card (markdown), made from the signed lineage and from nothing else."""
+    from fedtrain.cli.lineage import card as card_of, write_card
+
+    write_card(card_of(_signed_lineage(folder, run, version)), out)
+
+
+def _signed_lineage(folder: Path, run: str, version: int | None) -> SignedLineage:
+    """The coordinator's answer, whose signatures hold."""
+    from fedtrain.cli.lineage import from_answer
+    from fedtrain.cli.session import ask, load_identity
+
+    document = ask(folder, lambda client: client.lineage(run, version))
+    return from_answer(document, load_identity(folder)[0].coordinator_public)
 
 
 async def _export(client: CoordinatorClient, run: str, version: int | None, out: Path) -> ExportHead:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedtrain.cli import output
+from fedtrain.cli import options, output
 
 if TYPE_CHECKING:
     from fedtrain.config import PeerConfig
@@ -22,17 +22,39 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder."
 
 
 def join(
-    invite: Annotated[str, typer.Argument(metavar="INVITE", help="The line that `site invite` printed.")],
-    folder: Folder,
+    invite: Annotated[
+        str,
+        typer.Argument(metavar="INVITE", help="The line of `site invite`, or the file of `site sign`."),
+    ] = "",
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")] = options.HERE,
+    request: Annotated[
+        Path | None,
+        typer.Option("--request", metavar="DIR", help="Only make keys there, and a request to be signed."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="With --request: the newcomer's name.")] = "",
+    role: Annotated[str, typer.Option(help="With --request: site, operator, observer, auditor.")] = "site",
+    organisation: Annotated[str, typer.Option(metavar="ORG", help="With --request: its institution.")] = "",
 ) -> None:
     """Enrol with an invite: makes the keys here, fetches the certificate, writes a commented peer.yaml."""
-    from fedtrain import peer
+    from fedtrain.cli import offline
+    from fedtrain.errors import ConfigError
 
-    joined = peer.join(invite, folder)
-    output.say(f"Joined {joined.consortium} as {joined.role} {joined.name}.")
-    if joined.role == "site":
+    if request is not None:
+        offline.request(request, name, role, organisation)
+        return
+    if not invite or folder == options.HERE:
+        raise ConfigError("needs the invite and the new folder: fedtrain join INVITE DIR", key="join")
+    if invite.endswith(".json"):
+        made, member, address = offline.take(Path(invite), folder)
+    else:
+        from fedtrain import peer
+
+        joined = peer.join(invite, folder)
+        made, member, address = joined.role, joined.name, joined.address
+        output.say(f"Joined {joined.consortium} as {made} {member}.")
+    if made == "site":
         path = folder / PEER_FILE
-        _write_peer_file(path, joined.name, joined.address)
+        _write_peer_file(path, member, address)
         output.say(f"Next: list your data and what you allow in {output.printable(path)},")
         output.say(f"then: fedtrain peer run {output.printable(folder)}")
 
@@ -49,6 +71,26 @@ def run_peer(
     settings = _settings(folder, load_peer(folder / PEER_FILE))
     output.log_to_stderr()
     peer.run(settings, once=once)
+
+
+@app.command("check")
+def check_peer(
+    folder: Folder,
+    as_json: options.Json = False,
+) -> None:
+    """Look at all before the first order: certificate, link, clock, disk, contract, trainer, data, walls.
+
+    Ends with 0 if nothing failed. Changes nothing, and may run beside the agent.
+    """
+    from fedtrain.config import load_peer
+    from fedtrain.peer import preflight
+
+    checks = preflight.preflight(_settings(folder, load_peer(folder / PEER_FILE)))
+    output.emit({"checks": preflight.plain(checks)}, as_json)
+    if code := preflight.exit_code(checks):
+        failed = [check.check for check in checks if check.outcome is preflight.Outcome.FAILED]
+        output.note(f"fedtrain: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+        raise typer.Exit(code)
 
 
 @trainer.command("run")
@@ -81,6 +123,11 @@ def _settings(folder: Path, config: PeerConfig) -> AgentSettings:
         launch=config.trainer.launch,
         contract=config.terms(),
         data_file=(folder / PEER_FILE).absolute(),
+        isolation=config.trainer.isolation,
+        trainer_user=config.trainer.user,
+        data_files={
+            name: dataset.files(folder.resolve()) for name, dataset in sorted(config.datasets.items())
+        },
         unenforced=config.unenforced(),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from fedtrain.cli import output
@@ -89,3 +91,16 @@ def stop(run: RunName, folder: Dir = HERE, json: Json = False) -> None:
     from fedtrain.cli.session import ask
 
     output.emit(ask(folder, lambda client: client.stop(run)), json)
+
+
+@app.command()
+def rollback(
+    run: RunName,
+    to: Annotated[int, typer.Option(metavar="V", help="The version to go on from.")],
+    folder: Dir = HERE,
+    json: Json = False,
+) -> None:
+    """Go on from an earlier version: it becomes the newest one, and its rounds are made again."""
+    from fedtrain.cli.session import ask
+
+    output.emit(ask(folder, lambda client: client.roll_back(run, to)), json)

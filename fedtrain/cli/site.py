@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from fedtrain.cli import output
+from fedtrain.cli import offline, output
 from fedtrain.cli.options import HERE, Dir, Json
 
 app = typer.Typer(no_args_is_help=True)
 
+Reason = Annotated[str, typer.Option(help="Why; it is journaled, and the member is told.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The member's name.")]
 
 
@@ -19,19 +20,58 @@ def invite(
     name: Name,
     role: Annotated[str, typer.Option(help="site, operator, observer or auditor.")] = "site",
     valid: Annotated[str, typer.Option(help="How long the invite can be used, e.g. 72h.")] = "72h",
+    organisation: Annotated[
+        str, typer.Option(metavar="ORG", help="The institution that the site belongs to.")
+    ] = "",
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="For a member whose certificate expired, was revoked or is lost."),
+    ] = False,
     folder: Dir = HERE,
     json: Json = False,
 ) -> None:
     """Print one line to paste into `fedtrain join` at the new member's. It can be used once."""
     from fedtrain.cli.session import ask
+    from fedtrain.wire.client import CoordinatorClient
+    from fedtrain.wire.values import InviteOrder
 
     _check_role(role)
     valid_s = _seconds(valid)
-    line = ask(folder, lambda client: client.make_invite(name, role, valid_s))
+
+    async def order(client: CoordinatorClient) -> InviteOrder:
+        known = str((await client.member(name))["role"]) if again else role
+        return InviteOrder(name, known, valid_s, organisation, again)
+
+    async def question(client: CoordinatorClient) -> tuple[str, str]:
+        wanted = await order(client)
+        return wanted.role, await client.invite(wanted)
+
+    role, line = ask(folder, question)
     if json:
         output.emit({"name": name, "role": role, "valid_s": valid_s, "invite": line}, as_json=True)
     else:
         output.say(line)
+
+
+@app.command()
+def revoke(name: Name, reason: Reason = "", folder: Dir = HERE, json: Json = False) -> None:
+    """End a membership, and all that the member has under way, at once."""
+    from fedtrain.cli.session import ask
+    from fedtrain.wire.values import Verdict
+
+    output.emit(ask(folder, lambda client: client.revoke(Verdict(name, reason))), json)
+
+
+@app.command()
+def roles(json: Json = False) -> None:
+    """Which role may make which call."""
+    from fedtrain.coordinator.roles import table
+
+    output.emit({"calls": table()}, json)
+
+
+app.command("sign")(offline.sign)
+app.command("register")(offline.register)
 
 
 @app.command("list")

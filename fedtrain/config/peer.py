@@ -1,50 +1,35 @@
 """A site: `peer.yaml`. What the owner of the data declares, and what the agent holds orders against.
 
-A clause that this version cannot enforce is either refused here or listed by `unenforced`, which
-the agent prints at start: nobody may believe in a protection that is not there. Refused is what
-would let data-derived numbers leave against the owner's written word (`masked: true`,
-`approval: manual`); listed is what bounds effort and time.
+A clause that this version cannot enforce is listed by `unenforced`, which the agent prints at start:
+nobody may believe in a protection that is not there. What a site requires and this version cannot give
+(`require.masked`) is no such clause: the site then refuses every run.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import zoneinfo
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from fedtrain.config.contract import ContractSection, Positive, RightsSection
 from fedtrain.config.document import read_document
 from fedtrain.config.section import (
     Address,
     Name,
     Section,
-    SizeBytes,
     Text,
     Texts,
     Word,
-    Words,
     fault,
     validate,
 )
-from fedtrain.core.contract import Contract, Rights
+from fedtrain.core.contract import Contract
 from fedtrain.errors import ConfigError
 
-_HOURS = re.compile(r"([01]\d|2[0-4]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d) (\S{1,64})")
-_ALL_DAY = "00:00-24:00"
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-def _hours(value: object) -> object:
-    match = _HOURS.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise fault(f'found {value!r}, but it must be "HH:MM-HH:MM ZONE", e.g. "20:00-06:00 Europe/Berlin"')
-    if match[5] not in zoneinfo.available_timezones():
-        raise fault(f"{match[5]!r} is not a time zone; valid are names such as UTC or Europe/Berlin")
-    return value
+LIBRARY_FORMAT = "python-library"
+"""The one format whose paths are names of modules."""
 
 
 def _launch(value: object) -> object:
@@ -53,10 +38,9 @@ def _launch(value: object) -> object:
     return value
 
 
-def _approval(value: object) -> object:
-    if value == "manual":
-        raise fault("manual approval is not available in this version; valid here: automatic")
-    return value
+def _account(value: object) -> object:
+    """YAML reads an account's number as one."""
+    return str(value) if type(value) is int and value >= 0 else value
 
 
 def _one_or_many(value: object) -> object:
@@ -64,19 +48,29 @@ def _one_or_many(value: object) -> object:
 
 
 class TrainerSection(Section):
-    """Who starts the trainer: the agent (`process`), or the site itself (`external`)."""
+    """Who starts the trainer: the agent (`process`), or the site itself (`external`).
+
+    `isolation`: the walls around a trainer that the agent starts. `auto` raises those that the machine
+    grants, `required` starts none unless all of them stand, `none` raises none. `user`: the account that
+    it runs under, by name or number; changing to it takes an agent that is root.
+    """
 
     launch: Annotated[Literal["process", "external"], BeforeValidator(_launch)] = "process"
     devices: Literal["auto"] = "auto"
+    isolation: Literal["auto", "none", "required"] = "auto"
+    user: Annotated[str, BeforeValidator(_account)] = ""
 
-
-class RightsSection(Section):
-    """What others may do with a data set. `execute` lists the tasks that may train on it."""
-
-    discoverable: bool = False
-    execute: Words = ()
-    read: bool = False
-    write: bool = False
+    @model_validator(mode="after")
+    def _only_ours(self) -> TrainerSection:
+        if self.launch == "external":
+            for key, given in (("isolation", self.isolation != "auto"), ("user", bool(self.user))):
+                if given:
+                    raise fault(
+                        "is for a trainer that the agent starts (launch: process); an external one lives as"
+                        " its starter lets it, and `fedtrain peer check` shows which walls stand around it",
+                        key,
+                    )
+        return self
 
 
 class DatasetPrivacySection(Section):
@@ -96,35 +90,11 @@ class DatasetSection(Section):
     rights: RightsSection = RightsSection()
     privacy: DatasetPrivacySection | None = None
 
-
-class RequireSection(Section):
-    """What a round must have before this site takes part."""
-
-    masked: bool = False
-
-    @model_validator(mode="after")
-    def _can_be_met(self) -> RequireSection:
-        if self.masked:
-            raise fault(
-                "masked rounds are not available in this version, so this site would refuse every run; "
-                "valid here: false",
-                "masked",
-            )
-        return self
-
-
-class ContractSection(Section):
-    """What the agent lets this site take part in. Default deny: only what is listed is allowed."""
-
-    runs: Texts = ()
-    tasks: Words = ()
-    cohort_min: int = Field(default=2, ge=1, le=1_000_000)
-    require: RequireSection = RequireSection()
-    hours: Annotated[str, BeforeValidator(_hours)] = f"{_ALL_DAY} UTC"
-    upload_max_per_day: SizeBytes | None = None
-    gpu_hours_max: Positive | None = None
-    use: Literal["economic", "non-economic"] = "non-economic"
-    approval: Annotated[Literal["automatic"], BeforeValidator(_approval)] = "automatic"
+    def files(self, folder: Path) -> tuple[str, ...]:
+        """Patterns of its files, as the trainer finds them; none for texts that Python brings along."""
+        if self.format == LIBRARY_FORMAT:
+            return ()
+        return tuple(os.path.normpath(folder / pattern) for pattern in self.path)
 
 
 class EnergySection(Section):
@@ -150,33 +120,16 @@ class PeerConfig(Section):
 
     def terms(self) -> Contract:
         """The clauses that the agent holds every order against."""
-        rights = {
-            name: Rights(
-                discoverable=dataset.rights.discoverable,
-                execute=dataset.rights.execute,
-                read=dataset.rights.read,
-                write=dataset.rights.write,
-            )
-            for name, dataset in self.datasets.items()
-        }
-        return Contract(self.contract.runs, self.contract.tasks, self.contract.cohort_min, rights)
+        rights = {name: dataset.rights.terms() for name, dataset in self.datasets.items()}
+        return self.contract.terms(rights)
 
     def unenforced(self) -> tuple[str, ...]:
         """Clauses of this file that this version of the agent does not enforce, each in one sentence."""
-        contract = self.contract
-        clauses = []
-        if not contract.hours.startswith(_ALL_DAY):
-            clauses.append(f"contract.hours: {contract.hours} is not enforced in this version")
-        if contract.upload_max_per_day is not None:
-            clauses.append("contract.upload_max_per_day: uploads are not limited in this version")
-        if contract.gpu_hours_max is not None:
-            clauses.append("contract.gpu_hours_max: accelerator hours are not counted in this version")
-        clauses.extend(
+        return tuple(
             f"datasets.{name}.privacy: no privacy budget is kept in this version"
             for name, dataset in sorted(self.datasets.items())
             if dataset.privacy is not None
         )
-        return tuple(clauses)
 
 
 def load_peer(path: str | Path) -> PeerConfig:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fedtrain.config.document import read_document
-from fedtrain.config.section import AllOrNames, Name, Seconds, Section, Word, fault, nearest, validate
+from fedtrain.config.section import AllOrNames, Name, Seconds, Section, Text, Word, fault, nearest, validate
 from fedtrain.core import canonical
 from fedtrain.core.spec import LatePolicy, RunSpec
+from fedtrain.core.terms import LICENCE_UNSTATED
 
 if TYPE_CHECKING:
     from fedtrain.methods.outer import Parameter
@@ -28,6 +29,7 @@ _SYMBOLS = {"learning_rate": "eta", "momentum": "mu"}
 """Run files say what the outer optimisers, after their papers, give a letter."""
 
 Count = Annotated[int, Field(ge=1, le=_COUNT_MAX)]
+Access = Annotated[tuple[Literal["read", "write"], ...], Field(strict=False)]
 Interval = Annotated[Seconds, Field(gt=0, le=31_536_000)]  # a year
 
 
@@ -46,12 +48,16 @@ def _available(value: str, names: Iterable[str]) -> str:
 
 
 class TaskSection(Section):
-    """What is trained. `model` and `training` belong to the task, which checks them at the site."""
+    """What is trained. `model` and `training` belong to the task, which checks them at the site.
+
+    `access` is what the run wants of the data beyond training on it; sites that grant it are rare.
+    """
 
     name: Word
     model: dict[str, Any] = Field(default_factory=dict)
     data: Word = ""  # a task without data names none
     training: dict[str, Any] = Field(default_factory=dict)
+    access: Access = ()
 
 
 class SitesSection(Section):
@@ -186,9 +192,14 @@ class EvaluateSection(Section):
 
 
 class RunConfig(Section):
-    """A whole run, as written in its file."""
+    """A whole run, as written in its file.
+
+    `use` is what the model is for, and `licence` what it is going to be put under: sites' contracts ask.
+    """
 
     run: Name
+    use: Literal["economic", "non-economic"] = "non-economic"
+    licence: Text = LICENCE_UNSTATED
     seed: int = Field(default=1, ge=0, le=2**63 - 1)
     task: TaskSection
     sites: SitesSection = SitesSection()
@@ -221,13 +232,27 @@ class RunConfig(Section):
         """Fewest contributions that close a round."""
         return self.rounds.quorum if self.rounds.quorum is not None else self.sites.minimum
 
+    def _task(self) -> dict[str, Any]:
+        """The task with the run's terms. What is not asked for is not mentioned, so that sites of protocol
+        1.0 meet no key that they do not know.
+        """
+        task = self.task.model_dump()
+        if not self.task.access:
+            del task["access"]
+        terms: dict[str, str] = {}
+        if self.use != "non-economic":
+            terms["use"] = self.use
+        if self.licence != LICENCE_UNSTATED:
+            terms["licence"] = self.licence
+        return {**task, "terms": terms} if terms else task
+
     def spec(self) -> RunSpec:
         """What the coordinator is sent. The task section becomes canonical JSON: opaque to decisions."""
         rounds = self.rounds
         return RunSpec(
             run=self.run,
             seed=self.seed,
-            task=canonical.encode(self.task.model_dump()).decode(),
+            task=canonical.encode(self._task()).decode(),
             sites=tuple(sorted(self.sites.include)),
             minimum=self.sites.minimum,
             rounds=rounds.count,

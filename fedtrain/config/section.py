@@ -128,7 +128,8 @@ def _name(value: object) -> object:
     return value
 
 
-def _word(value: object) -> object:
+def word_form(value: object) -> object:
+    """The value, unless it is a text that is no word."""
     if isinstance(value, str) and not _WORD.fullmatch(value):
         raise fault(f"found {_shown(value)}, but it must be 1 to 64 letters, digits, `_`, `-` or `.`")
     return value
@@ -155,7 +156,7 @@ def _seconds(value: object) -> float:
 
 
 Name = Annotated[str, BeforeValidator(_name)]
-Word = Annotated[str, BeforeValidator(_word)]
+Word = Annotated[str, BeforeValidator(word_form)]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Words = Annotated[tuple[Word, ...], Field(strict=False)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]

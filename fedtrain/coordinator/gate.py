@@ -1,50 +1,39 @@
-"""Who may call what: the judge of every call, and the desk where invites become members."""
+"""Who may call what: the judge of every call, and the desk where invites become members.
+
+Whoever is let in is judged again while its call lasts (`check`), because a certificate ends, and a
+membership does, and gRPC would not notice.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
 
+from fedtrain.coordinator.authorities import Authorities
 from fedtrain.coordinator.hub import Hub
+from fedtrain.coordinator.limits import EnrolmentLimits
+from fedtrain.coordinator.roles import allowed_roles
 from fedtrain.core import events as ev
 from fedtrain.core.allowance import REFUSALS, Allowance, spend
-from fedtrain.errors import RefusedError
+from fedtrain.core.state import Member
+from fedtrain.errors import RefusedError, Unauthenticated
 from fedtrain.trust import admission
-from fedtrain.trust.certificates import LeafFacts
+from fedtrain.trust.certificates import LeafFacts, utc_text
 from fedtrain.trust.enrolment import enrol, requested_key_digest
 from fedtrain.trust.identity import Role, parse_identity
 from fedtrain.wire.values import Admission, Caller, SigningRequest
 
 _log = logging.getLogger(__name__)
 
-MEMBERS = frozenset({Role.SITE, Role.OPERATOR, Role.OBSERVER, Role.AUDITOR})
-READERS = frozenset({Role.OPERATOR, Role.OBSERVER})
-READING = frozenset({"Runs", "Run", "Rounds", "Members", "Member", "Models", "Watch"})
-
-ALLOWED: dict[str, frozenset[Role]] = {
-    "Enrolment": frozenset({Role.ENROLLING}),
-    "Session": frozenset({Role.SITE}),
-    "Transfer": frozenset({Role.SITE}),
-    "Health": MEMBERS,
-}
-"""Service -> roles; `Operations` is by method."""
-
-
-def allowed_roles(service: str, method: str) -> frozenset[Role]:
-    """Roles that may make this call. What is not listed is nobody's."""
-    if service == "Operations":
-        if method == "Journal":
-            return frozenset({Role.OPERATOR, Role.AUDITOR})
-        return READERS if method in READING else frozenset({Role.OPERATOR})
-    return ALLOWED.get(service, frozenset())
-
 
 class Gate:
     """Judges callers, and implements the wire's `EnrolmentHandler`."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, authorities: Authorities) -> None:
         self._hub = hub
-        self._allowance = Allowance()
+        self._authorities = authorities
+        self._misuses = Allowance()
+        self._limits = EnrolmentLimits(hub.clock.monotonic_ms)
 
     def judge(self, auth_context: Mapping[str, Iterable[bytes]], service: str, method: str) -> Caller:
         """Who calls, if the certificate is good, the role fits, and the key is the enrolled one."""
@@ -55,61 +44,89 @@ class Gate:
             consortium=self._hub.keys.membership.consortium,
             now_ms=self._hub.clock.now_ms(),
         )
-        if facts.identity.role is Role.ENROLLING:
-            self._check_invite(facts)
-        else:
-            self._check_member(facts)
-        return Caller(
+        caller = Caller(
             name=facts.identity.name,
             role=facts.identity.role.value,
             fingerprint=facts.fingerprint,
             key_digest=facts.key_digest,
             not_after_ms=facts.not_after_ms,
         )
+        self.check(caller)
+        if facts.identity.role is not Role.ENROLLING:
+            self._authorities.note(facts)
+        return caller
 
-    def _check_member(self, facts: LeafFacts) -> None:
-        member = self._hub.state.members.get(facts.identity.name)
+    def check(self, caller: Caller) -> None:
+        """Whether somebody who was let in may still be here; `Unauthenticated` if not."""
+        if self._hub.clock.now_ms() >= caller.not_after_ms:
+            raise Unauthenticated(
+                f"the certificate of {caller.name} expired at {utc_text(caller.not_after_ms)}: ask an "
+                f"operator for `fedtrain site invite {caller.name} --again` and join again"
+            )
+        if caller.role == Role.ENROLLING:
+            self._check_invite(caller)
+        else:
+            self._check_member(caller)
+
+    def _check_member(self, caller: Caller) -> None:
+        member = self._hub.state.members.get(caller.name)
+        if member is not None and member.revoked:
+            raise Unauthenticated(f"{caller.name}: {member.revoked}; only an operator can invite it again")
         if (
             member is None
-            or member.role != facts.identity.role.value
-            or member.key_digest != facts.key_digest
+            or member.role != caller.role
+            or caller.key_digest not in (member.key_digest, member.previous_key)
         ):
-            raise RefusedError(
-                f"{facts.identity} is not enrolled with this key: join again with a new invite"
+            raise Unauthenticated(
+                f"{caller.role} {caller.name} is not enrolled with this key: join again with a new invite"
+            )
+        if caller.key_digest == member.key_digest and not self._authorities.trusts(member):
+            raise Unauthenticated(
+                f"the authority that signed the certificate of {caller.name} was retired: ask an operator "
+                f"for `fedtrain site invite {caller.name} --again` and join again"
             )
 
-    def _check_invite(self, facts: LeafFacts) -> None:
-        if facts.fingerprint not in self._hub.state.invites:
-            raise RefusedError(f"this invite for {facts.identity.name} is not known here: ask for a new one")
+    def _check_invite(self, caller: Caller) -> None:
+        if caller.fingerprint not in self._hub.state.invites:
+            # Our authority signed it, so it was an invite once: another one was used, or its name revoked.
+            self._report(caller, f"an invite for {caller.name} that does not count any more was shown")
+            raise Unauthenticated(f"this invite for {caller.name} is not known here: ask for a new one")
+
+    def _report(self, caller: Caller, reason: str) -> None:
+        """Journal that an invite was misused, as far as the allowance goes."""
+        now_ms = self._hub.clock.monotonic_ms()
+        self._misuses, written = spend(self._misuses, REFUSALS, now_ms)
+        if written:
+            _log.warning("%s (from %s)", reason, caller.address or "an unknown address")
+            self._hub.submit(
+                ev.InviteMisused(self._hub.clock.now_ms(), caller.name, caller.fingerprint, reason)
+            )
 
     async def enrol(self, caller: Caller, request: SigningRequest) -> Admission:
         """A certificate for the invite's name. The same key gets the same certificate again."""
+        self._limits.enrol(caller.fingerprint, caller.address)
         state = self._hub.state
         invite = state.invites[caller.fingerprint]
         digest = requested_key_digest(request.csr_pem)
-        if invite.used_by == digest:
-            return self._admission(state.members[invite.name].certificate.encode())
+        member = state.members.get(invite.name)
+        if invite.used_by == digest and member is not None and member.key_digest == digest:
+            return self._authorities.admission(member.certificate.encode())
         if invite.used_by:
             reason = f"the invite for {invite.name} was used before, with another key"
-            self._allowance, written = spend(self._allowance, REFUSALS, self._hub.clock.monotonic_ms())
-            if written:
-                _log.warning("%s (from %s)", reason, caller.address)
-                self._hub.submit(
-                    ev.InviteMisused(self._hub.clock.now_ms(), invite.name, caller.fingerprint, reason)
-                )
+            self._report(caller, reason)
             raise RefusedError(f"{reason}: if that was not you, tell an operator; else ask for a new invite")
-        role = Role(invite.role)
-        now_ms = self._hub.clock.now_ms()
+        role, keys, now_ms = Role(invite.role), self._hub.keys, self._hub.clock.now_ms()
         facts = LeafFacts(
-            identity=parse_identity(
-                f"fedtrain://{self._hub.keys.membership.consortium}/enrolling/{caller.name}"
-            ),
+            identity=parse_identity(f"fedtrain://{keys.membership.consortium}/enrolling/{caller.name}"),
             fingerprint=caller.fingerprint,
             not_before_ms=0,
             not_after_ms=caller.not_after_ms,
             key_digest=caller.key_digest,
         )
-        enrolled = enrol(self._hub.keys.authority, facts, role, request.csr_pem, request.message_key, now_ms)
+        lifetime_ms = keys.book.lifetime_ms(role)
+        enrolled = enrol(
+            keys.authority, facts, role, request.csr_pem, request.message_key, now_ms, lifetime_ms
+        )
         self._hub.submit(
             ev.MemberEnrolled(
                 at_ms=now_ms,
@@ -119,13 +136,31 @@ class Gate:
                 key_digest=enrolled.key_digest,
                 certificate=enrolled.certificate_pem.decode(),
                 message_key=enrolled.message_key,
+                organisation=invite.organisation,
             )
         )
         _log.info("%s joined as %s", caller.name, role.value)
-        return self._admission(enrolled.certificate_pem)
+        return self._authorities.admission(enrolled.certificate_pem)
 
-    def _admission(self, certificate: bytes) -> Admission:
-        keys = self._hub.keys
-        return Admission(
-            certificate, keys.authority.certificate_pem, keys.message_key.public, keys.membership.consortium
-        )
+    async def renew(self, caller: Caller, request: SigningRequest) -> Admission:
+        """The caller's next certificate, for a new key. The same key gets the same certificate again."""
+        member = self._hub.state.members[caller.name]
+        if request.message_key != member.message_key:
+            raise RefusedError(
+                f"{caller.name} is enrolled with another message key: a new one needs a new invite"
+            )
+        digest = requested_key_digest(request.csr_pem)
+        if digest == member.key_digest:
+            return self._authorities.admission(member.certificate.encode())
+        self._check_next_key(caller, member, digest)
+        self._limits.renew(caller.name)
+        certificate_pem = self._authorities.renew(member, request.csr_pem, digest)
+        return self._authorities.admission(certificate_pem)
+
+    def _check_next_key(self, caller: Caller, member: Member, digest: str) -> None:
+        """One that has been replaced gives no other one: who stole it could go on for ever."""
+        if caller.key_digest != member.key_digest or digest == member.previous_key:
+            raise Unauthenticated(
+                f"the certificate of {caller.name} was renewed before, with another key: go on with that "
+                "one, or ask an operator for a new invite"
+            )

@@ -12,8 +12,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import fedtrain
 from fedtrain.coordinator.changes import Changes
 from fedtrain.coordinator.clock import Clock
+from fedtrain.coordinator.lineage import Lineages, code_digest
+from fedtrain.coordinator.making import Making
 from fedtrain.coordinator.pulse import PulseWatch, Verdicts
 from fedtrain.coordinator.versions import Versions
 from fedtrain.core import effects as fx, events as ev, messages as msg, transitions
@@ -21,7 +24,7 @@ from fedtrain.core.driver import Driver
 from fedtrain.core.liveness import Lost
 from fedtrain.core.state import ENDED, State
 from fedtrain.core.versions import blobs_needed
-from fedtrain.errors import FedtrainError, RefusedError, StorageError, UnreachableError
+from fedtrain.errors import FedtrainError, RefusedError, StorageError, Unauthenticated, UnreachableError
 from fedtrain.storage.blobs import Blobs
 from fedtrain.storage.chain import SignedHead, head_message
 from fedtrain.storage.journal import Journal
@@ -46,6 +49,7 @@ def restore_command(folder: Path) -> str:
 
 
 Send = Callable[[str, msg.ToPeer | FedtrainError], None]
+Cut = Callable[[str, FedtrainError], object]
 
 
 class Hub:
@@ -53,10 +57,12 @@ class Hub:
 
     Attributes:
         keys: the consortium's keys.
-        blobs, versions: the coordinator's files.
+        blobs, versions, lineages: the coordinator's files.
+        head: the newest signed head of the journal, None before the first.
         pulse: who is alive.
         changes: wakes watchers.
         send: hands a message, or the error that ends it, to a site's session; set by the sessions.
+        cut: ends every call of a member with an error; set by the process.
         acknowledged: order -> the acknowledgement that the last submitted event led to.
         held: blobs that are being taken in right now and must not be collected.
     """
@@ -68,9 +74,11 @@ class Hub:
         )
         self.blobs = Blobs(state / "blobs")
         self.versions = Versions(state / "models", self.blobs)
+        self._making = Making(self)
         self.pulse = PulseWatch(self._on_verdicts)
         self.changes = Changes()
         self.send: Send = lambda site, message: None
+        self.cut: Cut = lambda name, error: None
         self.acknowledged: dict[str, fx.Acknowledge] = {}
         self.held: set[str] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -81,6 +89,11 @@ class Hub:
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._snapshots = Snapshots(self.journal, State)
         state_now = self._snapshots.recover(transitions.step, State(), ev.EVENTS)
+        self.lineages = Lineages(
+            state / "lineage", self.journal, keys.membership.consortium, keys.message_key
+        )
+        self.lineages.recover(state_now)
+        self.head = next((_message(signed) for signed in reversed(self.journal.heads())), None)
         self.clock = Clock(state_now.now_ms)
         self._driver: Driver[State, ev.Event, fx.Effect] = Driver(
             self.journal, self, transitions.step, state_now
@@ -93,7 +106,7 @@ class Hub:
 
     def boot(self, epoch: int, place: str) -> None:
         """Begin a new epoch: whatever was under way is asked for again."""
-        self.submit(ev.Booted(self.clock.now_ms(), epoch, place))
+        self.submit(ev.Booted(self.clock.now_ms(), epoch, place, fedtrain.__version__, code_digest()))
         for run in self.state.runs.values():
             for site in run.round.seats if run.round else ():
                 self.pulse.hear(site)
@@ -129,6 +142,7 @@ class Hub:
         """
         events = (*self._soon, *events)
         self._soon.clear()
+        self.lineages.observe(events)
         shared, self._shared = self._shared, None
         try:
             self._driver.handle(*events)
@@ -140,6 +154,7 @@ class Hub:
             raise
         if shared is not None:
             shared.set_result(None)
+        self.lineages.follow(self.state)
         self.changes.tell()
         if self._snapshots.due and not self._keeping:
             self._keeping = True
@@ -164,6 +179,7 @@ class Hub:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._snapshots.rows_behind and not self.failed.done():
             await self._keep_snapshot()
+        await asyncio.to_thread(self.lineages.close)
         self.journal.close()
 
     def heartbeat_ms(self) -> int:
@@ -202,39 +218,17 @@ class Hub:
         self._timers[key] = self.clock.call_at(effect.at_ms, fire)
 
     def _aggregate(self, effect: fx.Aggregate) -> None:
-        self._start(self._make_version(effect))
+        self.lineages.plan(effect)
+        self._start(self._making.aggregate(effect))
 
-    async def _make_version(self, effect: fx.Aggregate) -> None:
-        place = (effect.run, effect.round, effect.attempt)
-        new: set[str] = set()
+    def _restore(self, effect: fx.Restore) -> None:
+        self._start(self._making.restore(effect))
 
-        def hold(blob: str) -> None:
-            new.add(blob)
-            self.held.add(blob)
-
-        try:
-            damaged = await asyncio.to_thread(self.versions.check, effect.contributions)
-            if damaged:
-                self._ask_again(effect.run, damaged)
-                return
-            made = await asyncio.to_thread(self.versions.make, self.state.runs[effect.run], effect, hold)
-        except (FedtrainError, MemoryError) as error:
-            reason = str(error) or "memory ran out"
-            _log.error("%s: round %d cannot be aggregated: %s", effect.run, effect.round, reason)
-            self.submit(ev.AggregationFailed(self.clock.now_ms(), *place, reason))
-        else:
-            self.submit(ev.RoundAggregated(self.clock.now_ms(), *place, **vars(made)))
-        finally:
-            self.held -= new
-
-    def _ask_again(self, run: str, damaged: dict[str, str]) -> None:
-        """Updates that the disk has lost are asked for again; nothing is aggregated without them."""
-        for blob, reason in sorted(damaged.items()):
-            _log.error(
-                "%s: the update in blob %s is %s: check the disk; it is asked for again", run, blob, reason
-            )
-        now_ms = self.clock.now_ms()
-        self.submit(*(ev.BlobDamaged(now_ms, run, blob, reason) for blob, reason in sorted(damaged.items())))
+    def _expel(self, effect: fx.Expel) -> None:
+        """Nothing more is said to it or expected of it, and every call that it has under way is cut."""
+        _log.warning("%s is out: %s", effect.name, effect.reason)
+        self.pulse.forget(effect.name)
+        self.cut(effect.name, Unauthenticated(f"{effect.name}: {effect.reason}"))
 
     def _retire(self, effect: fx.Retire) -> None:
         """Another coordinator is obeyed: this process has nothing more to say."""
@@ -244,24 +238,41 @@ class Hub:
             )
 
     def _publish(self, effect: fx.Publish) -> None:
-        """Sign the journal's head and hand it, with the news, to the round's sites."""
+        """Tell the round's sites, and hand every site the journal's head."""
         run = self.state.runs[effect.run]
         record, model = run.records[-1], run.model
         assert model is not None, "what is published exists"
         _log.info("%s: version %d is out (%s)", effect.run, effect.version, record.reason)
-        head = self._sign_head()
         for site, outcome in effect.outcomes:
             news = msg.Publication(effect.run, record.index, effect.version, model.ref.digest, outcome)
             self.send(site, news)
-            self.send(site, head)
+        self.hand_out_head()
+
+    def hand_out_head(self) -> None:
+        """Sign the journal's head and hand it to every site that is attached: all are witnesses."""
+        self.head = self._sign_head()
+        for site in self.state.attached:
+            self.send(site, self.head)
+
+    def sign_off(self) -> None:
+        """Before an end in good order: the sites get the head of all that was done."""
+        if self.state.fenced or self.failed.done():
+            return
+        try:
+            self.hand_out_head()
+        except FedtrainError as error:
+            _log.warning("the last head is not signed: %s", error)
 
     def _sign_head(self) -> msg.Head:
         sequence, row_hash = self.journal.head
+        if self.head is not None and self.head.sequence == sequence:
+            return self.head
         consortium, at_ms = self.keys.membership.consortium, self.clock.now_ms()
         key = self.keys.message_key
         signature = sign_head(head_message(consortium, sequence, row_hash, at_ms), key).hex()
-        self.journal.add_head(SignedHead(consortium, sequence, row_hash, at_ms, signature, key.key_id))
-        return msg.Head(consortium, sequence, row_hash, at_ms, signature)
+        signed = SignedHead(consortium, sequence, row_hash, at_ms, signature, key.key_id)
+        self.journal.add_head(signed)
+        return _message(signed)
 
     def _collect(self, effect: fx.Collect) -> None:
         self._start(self._free(effect))
@@ -278,6 +289,7 @@ class Hub:
 
     def _finish(self, effect: fx.Finish) -> None:
         _log.info("%s: %s (%s)", effect.run, effect.phase, effect.reason)
+        self.hand_out_head()
 
     # -- plumbing -----------------------------------------------------------------------------------
 
@@ -299,6 +311,10 @@ class Hub:
                 # A stopped process that goes on would speak in this session for ever, and not be heard.
                 self.send(verdict.site, UnreachableError(f"{verdict.reason}: attach again"))
 
+    def run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run until the hub closes; if it breaks, the process ends and says so."""
+        self._start(work)
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -309,6 +325,10 @@ class Hub:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None and not self.failed.done():
             self.failed.set_exception(task.exception() or RuntimeError("unknown"))
+
+
+def _message(signed: SignedHead) -> msg.Head:
+    return msg.Head(signed.consortium, signed.sequence, signed.hash, signed.at_ms, signed.signature)
 
 
 class _Needed:
@@ -336,4 +356,6 @@ _PERFORM: dict[type[fx.Effect], Callable[[Hub, Any], Awaitable[None] | None]] = 
     fx.Collect: Hub._collect,
     fx.Finish: Hub._finish,
     fx.Retire: Hub._retire,
+    fx.Expel: Hub._expel,
+    fx.Restore: Hub._restore,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,18 +13,20 @@ from fedtrain.coordinator.hub import Hub
 from fedtrain.coordinator.sessions import Sessions
 from fedtrain.coordinator.versions import file_digest
 from fedtrain.core import events as ev, messages as msg
-from fedtrain.core.cohort import expected_sites
+from fedtrain.core.canonical import to_plain
+from fedtrain.core.cohort import expected_sites, roster
 from fedtrain.core.orders import NAME, Order, OrderKind, order_id
+from fedtrain.core.rollback import restorable
 from fedtrain.core.spec import RunSpec
 from fedtrain.core.state import ENDED, RunState, State
+from fedtrain.core.terms import read_asked
 from fedtrain.errors import ConfigError, LocalError, NotFoundError, RefusedError
 from fedtrain.methods.aggregators import aggregator
 from fedtrain.methods.codecs import codec
 from fedtrain.methods.outer import outer
 from fedtrain.trust.identity import Role
-from fedtrain.trust.invites import encode_invite, make_invite
 from fedtrain.wire.convert import encode
-from fedtrain.wire.values import CHUNK_BYTES, Caller, Document, Export, ExportHead, InviteRequest
+from fedtrain.wire.values import CHUNK_BYTES, Caller, Document, Export, ExportHead
 
 _log = logging.getLogger(__name__)
 
@@ -37,31 +40,6 @@ class Operations:
     def __init__(self, hub: Hub, sessions: Sessions) -> None:
         self._hub = hub
         self._sessions = sessions
-
-    async def make_invite(self, caller: Caller, request: InviteRequest) -> str:
-        """An invite line; the journal knows its fingerprint, never its key."""
-        if NAME.fullmatch(request.name) is None:
-            raise ConfigError(
-                f"{request.name[:80]!r} cannot be a name: use 1 to 63 of a-z, 0-9 and -, not at the ends"
-            )
-        roles = {Role.SITE, Role.OPERATOR, Role.OBSERVER, Role.AUDITOR}
-        if request.role not in roles:
-            raise ConfigError(f"no role {request.role[:80]!r}: use {', '.join(sorted(roles))}")
-        if request.name in self._hub.state.members:
-            raise RefusedError(f"{request.name} is a member already: choose another name")
-        if not 0 < request.valid_s <= 366 * 86_400:
-            raise ConfigError(f"an invite cannot be valid for {request.valid_s} s: 1 s to 366 days")
-        keys, now_ms = self._hub.keys, self._hub.clock.now_ms()
-        role = Role(request.role)
-        invite = make_invite(
-            keys.authority, request.name, role, keys.membership.address, now_ms, request.valid_s * 1000
-        )
-        expires_ms = invite.expires_ms
-        self._hub.submit(
-            ev.MemberInvited(now_ms, request.name, role.value, invite.facts.fingerprint, expires_ms)
-        )
-        _log.info("%s invited %s as %s", caller.name, request.name, role.value)
-        return encode_invite(invite)
 
     async def start(self, caller: Caller, spec: RunSpec) -> Document:
         """Start a run, unless it cannot work."""
@@ -77,10 +55,16 @@ class Operations:
         check_spec(self._hub.state, spec)
         sites = expected_sites(self._hub.state, spec)
         answers = await asyncio.gather(*(self._ask(spec, site, sites) for site in sites))
+        named = spec.sites or tuple(roster(self._hub.state))
+        quarantined = {
+            site: {"answer": "quarantined", "reasons": [f"in quarantine: {why.reason}"]}
+            for site, why in self._hub.state.quarantined.items()
+            if site in named
+        }
         accepting = sum(1 for answer in answers if answer["answer"] == "accepts")
         return {
             "run": spec.run,
-            "sites": dict(zip(sites, answers, strict=True)),
+            "sites": dict(sorted({**dict(zip(sites, answers, strict=True)), **quarantined}.items())),
             "accepting": accepting,
             "needed": max(spec.minimum, spec.quorum),
             "can_start": accepting >= max(spec.minimum, spec.quorum),
@@ -113,6 +97,14 @@ class Operations:
         self._hub.submit(ev.RunStopped(self._hub.clock.now_ms(), run, caller.name))
         return self._view(run)
 
+    async def roll_back(self, caller: Caller, run: str, version: int) -> Document:
+        """Go on from an earlier version, which becomes the newest one."""
+        self._going(run)
+        check_version(self._run(run), version)
+        self._hub.submit(ev.RunRolledBack(self._hub.clock.now_ms(), run, version, caller.name))
+        _log.info("%s takes run %s back to version %d", caller.name, run, version)
+        return self._view(run)
+
     async def runs(self, caller: Caller) -> Document:
         """All runs."""
         return views.runs_view(self._hub.state)
@@ -126,8 +118,9 @@ class Operations:
         return views.rounds_view(self._run(run))
 
     async def members(self, caller: Caller) -> Document:
-        """All members and open invites."""
-        return views.members_view(self._hub.state)
+        """All members, open invites, and misuse of invites."""
+        misuses = [json.loads(row.payload) for row in self._hub.journal.read(kinds=("InviteMisused",))]
+        return views.members_view(self._hub.state, misuses)
 
     async def member(self, caller: Caller, name: str) -> Document:
         """One member."""
@@ -139,6 +132,15 @@ class Operations:
     async def models(self, caller: Caller, run: str) -> Document:
         """The published versions of a run."""
         return views.models_view(self._run(run))
+
+    async def lineage(self, caller: Caller, run: str, version: int | None) -> Document:
+        """Where a published version comes from, signed; the newest one by default."""
+        state = self._run(run)
+        if state.model is None:
+            raise NotFoundError(f"run {run} has no model yet: its initial weights are still being made")
+        wanted = state.model.ref.version if version is None else version
+        document: Document = to_plain(await asyncio.to_thread(self._hub.lineages.statement, run, wanted))
+        return document
 
     async def watch(self, caller: Caller, run: str) -> AsyncIterator[Document]:
         """The run now, and again after every change, until it has ended."""
@@ -219,6 +221,31 @@ def check_spec(state: State, spec: RunSpec) -> None:
         encode(_first_order(spec, included[0], included))
     except LocalError as error:
         raise ConfigError(f"no site could be sent an order of this run: {error}") from error
+    if fault := read_asked(spec.task).fault:
+        raise ConfigError(f"no site could judge this run: {fault}", key="task")
+
+
+def check_version(run: RunState, version: int) -> None:
+    """Refuse to go back to a version that cannot be had, and say which can.
+
+    Raises `NotFoundError` for one that never was, `RefusedError` for one that is no way back.
+    """
+    name, model = run.spec.run, run.model
+    if model is None:
+        raise RefusedError(f"run {name} has no model yet: its initial weights are still being made")
+    newest, found = model.ref.version, restorable(model)
+    if not 0 <= version <= newest:
+        raise NotFoundError(f"run {name} has no version {version}: its versions are 0 to {newest}")
+    if version in found:
+        return
+    had = f"it can go back to {_span(found)}" if found else "it cannot go back yet"
+    if version == newest:
+        raise RefusedError(f"version {version} is the newest of run {name}; {had}")
+    raise RefusedError(f"version {version} of run {name} is too old, its parts are gone: {had}")
+
+
+def _span(found: tuple[int, ...]) -> str:
+    return f"version {found[0]}" if len(found) == 1 else f"versions {found[0]} to {found[-1]}"
 
 
 def _first_order(spec: RunSpec, site: str, cohort: tuple[str, ...]) -> Order:

@@ -11,9 +11,11 @@ from typing import Any
 
 import grpc
 
+from fedtrain.coordinator.authorities import Authorities
 from fedtrain.coordinator.descriptors import allow_descriptors
 from fedtrain.coordinator.gate import Gate
 from fedtrain.coordinator.hub import Hub
+from fedtrain.coordinator.membership import Members
 from fedtrain.coordinator.operations import Operations
 from fedtrain.coordinator.sessions import Sessions
 from fedtrain.coordinator.setup import move
@@ -22,7 +24,7 @@ from fedtrain.coordinator.transfers import Transfers
 from fedtrain.errors import RefusedError
 from fedtrain.trust.folders import load_coordinator
 from fedtrain.wire.handlers import Handlers
-from fedtrain.wire.options import server_credentials
+from fedtrain.wire.live import REVIEW_S, LiveCalls
 from fedtrain.wire.server import open_server
 
 _log = logging.getLogger(__name__)
@@ -31,13 +33,14 @@ GRACE_S = 2.0
 """For calls that are under way when the coordinator is told to stop."""
 
 
-def serve(folder: Path, take_over: bool = False, address: str = "") -> None:
+def serve(folder: Path, take_over: bool = False, address: str = "", passphrase: bytes = b"") -> None:
     """Run the coordinator of `folder` until SIGTERM, or Ctrl-C (which raises `KeyboardInterrupt`).
 
     Args:
         take_over: deliberately take the place of the coordinator that this folder is a copy of, or
             that has taken over from it.
         address: `HOST:PORT` to listen on from now on and to name in invites; "" leaves it as it is.
+        passphrase: of the key that issues certificates; empty if that is not encrypted.
 
     Raises `ConfigError` (folder, port, a copy), `RefusedError` (another coordinator has taken over,
     now or before), `StorageError` (another coordinator runs on the folder, or the disk refuses),
@@ -46,7 +49,7 @@ def serve(folder: Path, take_over: bool = False, address: str = "") -> None:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        interrupted = runner.run(_serve(folder, take_over, address))
+        interrupted = runner.run(_serve(folder, take_over, address, passphrase))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -72,25 +75,32 @@ class Serving:
         await self.hub.close()
 
 
-async def open_coordinator(folder: Path, take_over: bool = False, address: str = "") -> Serving:
+async def open_coordinator(
+    folder: Path, take_over: bool = False, address: str = "", passphrase: bytes = b""
+) -> Serving:
     """Open the folder, listen, and take up whatever was under way. Arguments and errors as `serve`."""
     state = folder / "state"
-    hub = Hub(state, load_coordinator(state))
+    hub = Hub(state, load_coordinator(state, passphrase))
     try:
         allow_descriptors(len(hub.state.members))
         place = place_of(state / "journal.db")
         epoch = choose_epoch(hub, folder, place, take_over)
         if address:
             move(folder, address)
-            hub.keys = load_coordinator(state)
-        keys = hub.keys
-        sessions, gate = Sessions(hub), Gate(hub)
+            hub.keys = load_coordinator(state, passphrase)
+        keys, live = hub.keys, LiveCalls()
+        authorities = Authorities(hub, folder, passphrase)
+        sessions, gate = Sessions(hub), Gate(hub, authorities)
+        hub.cut = live.cut
         hub.boot(epoch, place)
-        handlers = Handlers(gate, sessions, Transfers(hub), Operations(hub, sessions), Succession(hub))
-        credentials = server_credentials(
-            keys.server_key_pem, keys.server_certificate_pem, keys.authority.certificate_pem
+        authorities.complete()
+        authorities.refresh_operator()
+        operations, members = Operations(hub, sessions), Members(hub, authorities)
+        handlers = Handlers(gate, sessions, Transfers(hub), operations, members, Succession(hub))
+        server, port = await open_server(
+            keys.membership.address, authorities.identity.credentials, handlers, gate.judge, live
         )
-        server, port = await open_server(keys.membership.address, credentials, handlers, gate.judge)
+        hub.run_beside(_watch_over(live, gate, authorities))
     except BaseException:
         await hub.close()
         raise
@@ -98,10 +108,18 @@ async def open_coordinator(folder: Path, take_over: bool = False, address: str =
     return Serving(hub, sessions, server, port)
 
 
-async def _serve(folder: Path, take_over: bool, address: str) -> bool:
+async def _watch_over(live: LiveCalls, gate: Gate, authorities: Authorities) -> None:
+    """Certificates end and memberships do, also of whoever is in a call."""
+    while True:
+        await asyncio.sleep(REVIEW_S)
+        live.review(gate.check)
+        authorities.tend()
+
+
+async def _serve(folder: Path, take_over: bool, address: str, passphrase: bytes) -> bool:
     """Serve; True if it was Ctrl-C that ended it."""
     stop = _stop_signals()
-    serving = await open_coordinator(folder, take_over, address)
+    serving = await open_coordinator(folder, take_over, address, passphrase)
     hub = serving.hub
     try:
         waits: list[asyncio.Future[Any]] = [stop, hub.failed]

@@ -16,21 +16,20 @@ from dataclasses import replace
 
 import fedtrain
 from fedtrain.coordinator.hub import Hub
-from fedtrain.core import canonical, events as ev, messages as msg, uploads
+from fedtrain.coordinator.testimony import ROSTERS_SINCE, Rosters, Testimony
+from fedtrain.core import events as ev, messages as msg, uploads
 from fedtrain.core.allowance import ATTACHES, Allowance, spend
 from fedtrain.core.orders import Order, parse_order_id
 from fedtrain.core.pacing import Door, has_part, knock
 from fedtrain.core.state import ENDED
 from fedtrain.core.transitions import step
 from fedtrain.errors import (
-    BadSignature,
     BusyError,
     FedtrainError,
     RefusedError,
     RemoteError,
     UnknownSite,
 )
-from fedtrain.trust import statements
 from fedtrain.wire import versions
 from fedtrain.wire.status import printable
 from fedtrain.wire.values import Caller
@@ -50,10 +49,12 @@ class Conversation:
     A list and at most one future: `asyncio.Queue` is four deques, 2.5 KB for every idle site.
     """
 
-    __slots__ = ("_reader", "_waiting", "caller")
+    __slots__ = ("_reader", "_waiting", "caller", "protocol", "roster_ms")
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, protocol: versions.Version = msg.PROTOCOL_VERSION) -> None:
         self.caller = caller
+        self.protocol = protocol
+        self.roster_ms = 0
         self._waiting: list[Outgoing] = []
         self._reader: asyncio.Future[None] | None = None
 
@@ -86,6 +87,8 @@ class Sessions:
         self._open: dict[str, Conversation] = {}
         self._answers: dict[tuple[str, str], asyncio.Future[msg.Answer]] = {}
         self._attaches: dict[str, Allowance] = {}
+        self._testimony = Testimony(hub)
+        self._rosters = Rosters(hub)
         self._doors = {True: Door(), False: Door()}
         hub.send = self.send
 
@@ -93,19 +96,33 @@ class Sessions:
         """Queue a message for a site, or the error that ends its session; nothing while it is away."""
         conversation = self._open.get(site)
         if conversation is not None:
+            if isinstance(message, (msg.Invitation, msg.Inquiry)):
+                self._tell_roster(conversation)
             conversation.put(message)
+
+    def _tell_roster(self, conversation: Conversation) -> None:
+        """Who belongs to whom, if that has changed since this session heard of it: before each order, and
+        now and then. A thousand sites that join would else be told of a thousand rosters each.
+        """
+        roster = self._rosters.current()
+        if conversation.protocol >= ROSTERS_SINCE and conversation.roster_ms != roster.at_ms:
+            conversation.roster_ms = roster.at_ms
+            conversation.put(roster)
 
     async def attend(
         self, caller: Caller, incoming: AsyncIterator[msg.FromPeer]
     ) -> AsyncIterator[tuple[int, msg.ToPeer]]:
         """One session from hello to its end."""
-        attached = await self._greet(caller, incoming)
-        conversation = Conversation(caller)
+        attached, protocol = await self._greet(caller, incoming)
+        conversation = Conversation(caller, protocol)
+        self._tell_roster(conversation)  # heard before any order that comes of the attaching
         self._replace(conversation)
         listener = asyncio.create_task(self._listen(conversation, incoming))
         try:
             self._hub.pulse.hear(caller.name)
             await self._hub.submit_together(attached)
+            if self._hub.head is not None:
+                conversation.put(self._hub.head)  # what was signed while the site was away
             yield self._hub.state.epoch, self._welcome()
             while True:
                 for message in await conversation.take():
@@ -119,7 +136,9 @@ class Sessions:
             if self._open.get(caller.name) is conversation:
                 del self._open[caller.name]
 
-    async def _greet(self, caller: Caller, incoming: AsyncIterator[msg.FromPeer]) -> ev.SiteAttached:
+    async def _greet(
+        self, caller: Caller, incoming: AsyncIterator[msg.FromPeer]
+    ) -> tuple[ev.SiteAttached, versions.Version]:
         """What the hello amounts to, if both sides understand each other and there is room.
 
         The hello itself is let go here: of a thousand sites it would be a megabyte.
@@ -127,11 +146,11 @@ class Sessions:
         hello = await anext(incoming, None)
         if not isinstance(hello, msg.Hello):
             raise RemoteError("a session begins with a hello")
-        spoken = _agree(caller, hello)
+        protocol, spoken = _agree(caller, hello)
         self._let_in(caller.name)
         _log.info("%s is attached (%s)", caller.name, spoken)
         now_ms = self._hub.clock.now_ms()
-        return ev.SiteAttached(now_ms, caller.name, hello.session, hello.version, hello.holding)
+        return ev.SiteAttached(now_ms, caller.name, hello.session, hello.version, hello.holding), protocol
 
     def _let_in(self, site: str) -> None:
         """Raises `BusyError` while too many come at once. Who has a part in an open round has a queue of
@@ -165,7 +184,8 @@ class Sessions:
             del self._answers[key]
 
     def close(self, reason: str) -> None:
-        """Tell every site that the coordinator goes down."""
+        """Tell every site that the coordinator goes down, and leave it the journal's last head."""
+        self._hub.sign_off()
         for conversation in self._open.values():
             conversation.put(msg.Superseded(reason))
             conversation.put(None)
@@ -192,7 +212,7 @@ class Sessions:
         try:
             async for message in incoming:
                 self._check_still_valid(conversation.caller)
-                self._take(conversation.caller, message)
+                self._take(conversation, message)
                 if isinstance(message, msg.Goodbye):
                     break
             conversation.put(None)
@@ -205,17 +225,23 @@ class Sessions:
         if self._hub.clock.now_ms() >= caller.not_after_ms:
             raise RefusedError(f"the certificate of {caller.name} expired: ask an operator for a new invite")
 
-    def _take(self, caller: Caller, message: msg.FromPeer) -> None:
-        now_ms, site = self._hub.clock.now_ms(), caller.name
+    def _take(self, conversation: Conversation, message: msg.FromPeer) -> None:
+        now_ms, site = self._hub.clock.now_ms(), conversation.caller.name
         if not isinstance(message, msg.Goodbye):
             progress = message.progress if isinstance(message, msg.Heartbeat) else ()
             self._hub.pulse.hear(site, progress)
         match message:
             case msg.Heartbeat():
+                self._tell_roster(conversation)
                 if message.progress:
                     self._hub.changes.tell()
-            case msg.Consent():
+            case msg.Consent() | msg.Agreement():
                 self._consent(site, message, now_ms)
+            case msg.Declaration():
+                self._tell(self._testimony.declared(site, message, now_ms))
+            case msg.Withdrawal():
+                if (withdrawn := self._testimony.withdrawn(site, message, now_ms)) is not None:
+                    self._tell(withdrawn)
             case msg.Failure():
                 self._check_owner(site, message.order)
                 self._hub.pulse.settle(site, message.order)
@@ -246,29 +272,18 @@ class Sessions:
         else:
             self._hub.submit(event)
 
-    def _consent(self, site: str, message: msg.Consent, now_ms: int) -> None:
+    def _consent(self, site: str, message: msg.Consent | msg.Agreement, now_ms: int) -> None:
         """A contract's answer, held against the signature before it is journaled."""
         order = self._order(site, message.order)
         if order is None:
             return  # the round is over; its answer means nothing any more
-        statement = statements.Consent(
-            order=order.id,
-            order_digest=canonical.digest(order),
-            accepted=message.accepted,
-            reasons=message.reasons,
-        )
-        member = self._hub.state.members[site]
-        try:
-            signature = bytes.fromhex(message.signature)
-        except ValueError as error:
-            raise BadSignature(f"the consent to {order.id} carries no signature") from error
-        statements.verify(statement, member.message_key, signature)
-        if message.accepted:
-            self._tell(ev.ConsentGiven(now_ms, order.id), soon=True)
+        answer = self._testimony.answered(site, message, order, now_ms)
+        if isinstance(answer, ev.ConsentGiven):
+            self._tell(answer, soon=True)
         else:
             _log.info("%s refuses %s: %s", site, order.id, "; ".join(message.reasons))
             self._hub.pulse.settle(site, order.id)
-            self._tell(ev.ConsentRefused(now_ms, order.id, message.reasons))
+            self._tell(answer)
 
     def _order(self, site: str, order_id: str) -> Order | None:
         self._check_owner(site, order_id)
@@ -287,8 +302,8 @@ class Sessions:
             raise UnknownSite(f"{site} answered {order_id}, which is not its order")
 
 
-def _agree(caller: Caller, hello: msg.Hello) -> str:
-    """What both sides speak, in words; `RefusedError` if they are too far apart."""
+def _agree(caller: Caller, hello: msg.Hello) -> tuple[versions.Version, str]:
+    """What both sides speak, also in words; `RefusedError` if they are too far apart."""
     try:
         version = versions.negotiate(hello.protocol, hello.version, "site", fedtrain.__version__)
     except RefusedError as error:
@@ -296,4 +311,4 @@ def _agree(caller: Caller, hello: msg.Hello) -> str:
         raise
     words = f"fedtrain {printable(hello.version)}, protocol {versions.text(version)}"
     missing = versions.unspoken(version)
-    return f"{words}, without {' and '.join(missing)}" if missing else words
+    return version, f"{words}, without {' and '.join(missing)}" if missing else words

@@ -19,6 +19,7 @@ from fedtrain.coordinator.intake import Incoming, Intake
 from fedtrain.coordinator.refusals import Refusals
 from fedtrain.core import events as ev, messages as msg
 from fedtrain.core.cohort import expected_sites
+from fedtrain.core.conduct import implausible
 from fedtrain.core.liveness import STRIDE_BYTES, Passage, carry
 from fedtrain.core.orders import Order, OrderKind, parse_order_id
 from fedtrain.core.state import Acknowledged
@@ -315,6 +316,8 @@ class Transfers:
             )
         if not 0 < commit.weight <= WEIGHT_MAX:
             raise BadUpdate(f"{order.id} claims a weight of {commit.weight}; 1 to {WEIGHT_MAX} is valid")
+        if fault := implausible(self._hub.state.declared.get(order.site), order, commit.weight, commit.steps):
+            raise BadUpdate(f"{order.id} is not credible: {fault}")
         facts = self._facts(order)
         norm = await asyncio.to_thread(inspect, self._hub.blobs.path(commit.digest), facts)
         return ev.UpdateStored(

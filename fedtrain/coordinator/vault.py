@@ -34,7 +34,7 @@ from fedtrain.storage.filesystem import disk_errors, lock_file, make_folder
 from fedtrain.storage.journal import Journal
 from fedtrain.storage.snapshots import Snapshots
 from fedtrain.trust import private_files
-from fedtrain.trust.folders import load_coordinator
+from fedtrain.trust.folders import load_consortium
 
 FORMAT = 1
 MANIFEST = "backup.json"
@@ -103,7 +103,7 @@ def backup(folder: Path, target: Path) -> BackupReport:
         IntegrityError: the journal is damaged, so there is nothing sound to back up.
         StorageError: a disk refuses, or another backup into `target` is under way.
     """
-    consortium = load_coordinator(folder / "state").membership.consortium
+    consortium = load_consortium(folder / "state").consortium
     _check_target(folder, target, consortium)
     with disk_errors(f"make {target}"):
         make_folder(target, 0o700)

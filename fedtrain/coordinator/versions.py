@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtrain.core import effects as fx
-from fedtrain.core.state import RunState
+from fedtrain.core.rollback import digest_of, way_to
+from fedtrain.core.state import Link, RunState
 from fedtrain.errors import BadUpdate, IntegrityError, NotFoundError
-from fedtrain.methods.aggregation import Aggregation, Contribution, aggregate, init_exact
+from fedtrain.methods.aggregation import Aggregation, Contribution, aggregate, apply_delta, init_exact
 from fedtrain.methods.layout import Layout
-from fedtrain.methods.modelfile import ModelReader
+from fedtrain.methods.modelfile import ModelReader, renumber
 from fedtrain.methods.vectors import ELEMENT_BYTES
 from fedtrain.storage.blobs import Blobs
 from fedtrain.storage.filesystem import disk_errors, make_folder, sync_folder
@@ -29,6 +30,7 @@ from fedtrain.storage.filesystem import disk_errors, make_folder, sync_folder
 PUBLIC = "public.safetensors"
 EXACT = "exact.f32"
 STATE_FILES = "outer-*.f32"
+STEP_FILES = "step-*"
 SNAPSHOT = ".snapshot"
 SYNCS_AT_ONCE = 4
 THREADS = max(2, min(8, os.cpu_count() or 1))
@@ -54,6 +56,15 @@ class Made:
     snapshot: str
     snapshot_bytes: int
     update_norm: float
+
+
+@dataclass(frozen=True)
+class Restored:
+    """An earlier version as the newest: what `VersionRestored` says of it."""
+
+    model_digest: str
+    snapshot: str
+    snapshot_bytes: int
 
 
 class Versions:
@@ -144,6 +155,49 @@ class Versions:
             snapshot_bytes=snapshot_bytes,
             update_norm=result.update_norm,
         )
+
+    def restore(self, run: RunState, effect: fx.Restore, hold: Callable[[str], None]) -> Restored:
+        """Make an earlier public model the newest version, from its snapshot and the deltas behind that.
+
+        The exact model is the public one, and there is no outer state: both belong to the path that was
+        left. Raises `IntegrityError` if the bits are not those that were published, or a blob is damaged.
+        """
+        name, model = run.spec.run, run.model
+        assert model is not None, "what is restored was there"
+        self._check_space(self._at(name, effect.base_version), model.num_elements)
+        draft, layout = self._draft(name, effect.round), Layout.from_json(model.layout)
+        public = draft / PUBLIC
+        source = self._rebuilt(name, way_to(model, effect.version), draft, layout)
+        made = Restored(*renumber(source, public, layout, name, effect.round))
+        if made.model_digest != digest_of(run, effect.version):
+            raise IntegrityError(
+                f"version {effect.version} of {name}, made again, has digest {made.model_digest}, and "
+                f"{digest_of(run, effect.version)} was published: restore the coordinator's folder"
+            )
+        for step in draft.glob(STEP_FILES):
+            step.unlink()
+        init_exact(public, draft / EXACT)
+        hold(made.snapshot)
+        os.link(public, draft / SNAPSHOT)
+        self._blobs.adopt(draft / SNAPSHOT, made.snapshot, trusted=True)
+        for path in (public, draft / EXACT):
+            _sync(path)
+        self._finish(draft, self._at(name, effect.round))
+        return made
+
+    def _rebuilt(self, run: str, way: tuple[Link, ...], draft: Path, layout: Layout) -> Path:
+        """The public model at the end of the way; steps on it lie in the draft."""
+        for _, blob, _ in way:
+            self._blobs.check(blob)
+        (_, snapshot, _), *deltas = way
+        source = self._blobs.path(snapshot)
+        for version, blob, _ in deltas:
+            step = draft / f"step-{version}"
+            apply_delta(source, self._blobs.path(blob), step, layout, run, version, THREADS)
+            if source.parent == draft:
+                source.unlink()
+            source = step
+        return source
 
     def check(self, contributions: tuple[fx.Contribution, ...]) -> dict[str, str]:
         """Hold every update against its digest once more; blob -> what is wrong with it.

@@ -5,16 +5,20 @@ Keys are a contract. A document holds nothing that the journal does not, except 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedtrain.core.canonical import to_plain
 from fedtrain.core.cohort import expected_sites
 from fedtrain.core.orders import Progress
+from fedtrain.core.rollback import restorable
 from fedtrain.core.state import Member, OpenRound, RoundRecord, RunState, Seat, State
 from fedtrain.trust.certificates import read_certificate, utc_text
 
 Document = dict[str, Any]
+
+MISUSES_SHOWN = 20
+"""The newest; the journal has all."""
 
 
 def runs_view(state: State) -> Document:
@@ -29,6 +33,9 @@ def run_view(state: State, run: RunState, progress: Mapping[str, Progress]) -> D
         "kind": "run",
         **_summary(run),
         "sites": {site: _site_view(state, run, site) for site in expected_sites(state, run.spec)},
+        "quarantined": _quarantined_view(state, run),
+        "restoring": run.restoring,
+        "restorable": list(restorable(run.model)) if run.model else [],
         "round": _open_view(run.round, progress) if run.round else None,
         "last": record_view(published[-1]) if published else None,
         "evaluations": {
@@ -67,8 +74,8 @@ def models_view(run: RunState) -> Document:
     }
 
 
-def members_view(state: State) -> Document:
-    """`site list`: members, and invites that wait to be used."""
+def members_view(state: State, misuses: Sequence[Mapping[str, Any]] = ()) -> Document:
+    """`site list`: members, invites that wait to be used, and what was tried with others."""
     used = {member.invite for member in state.members.values()}
     return {
         "members": [member_view(state, member) for _, member in sorted(state.members.items())],
@@ -77,16 +84,25 @@ def members_view(state: State) -> Document:
             for fingerprint, invite in sorted(state.invites.items(), key=lambda item: item[1].name)
             if fingerprint not in used and not invite.used_by and invite.expires_ms > state.now_ms
         ],
+        "misuses": [
+            {"name": misuse["name"], "reason": misuse["reason"], "at_ms": misuse["at_ms"]}
+            for misuse in misuses[-MISUSES_SHOWN:]
+        ],
     }
 
 
 def member_view(state: State, member: Member) -> Document:
     """`site show`."""
     attached = state.attached.get(member.name)
+    quarantine, declared = state.quarantined.get(member.name), state.declared.get(member.name)
     facts = read_certificate(member.certificate.encode())
     return {
         "name": member.name,
         "role": member.role,
+        "organisation": member.organisation,
+        "revoked": member.revoked,
+        "quarantined": f"by {quarantine.by}: {quarantine.reason}" if quarantine else "",
+        "examples": dict(declared.examples) if declared else {},
         "attached": attached is not None,
         "version": attached.version if attached else "",
         "since_ms": attached.since_ms if attached else None,
@@ -116,6 +132,7 @@ def record_view(record: RoundRecord) -> Document:
         "update_norm": record.update_norm,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
+        "restored": record.restored,
     }
 
 
@@ -137,6 +154,15 @@ def _site_view(state: State, run: RunState, site: str) -> Document:
         "attached": site in state.attached,
         "refused": excluded.reason if excluded else "",
         "busy": run.busy[site].id if site in run.busy else "",
+    }
+
+
+def _quarantined_view(state: State, run: RunState) -> Document:
+    """Sites that would have a part in this run and are in quarantine."""
+    return {
+        site: {"reason": found.reason, "by": found.by, "since_ms": found.since_ms}
+        for site, found in sorted(state.quarantined.items())
+        if not run.spec.sites or site in run.spec.sites
     }
 
 

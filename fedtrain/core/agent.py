@@ -126,9 +126,11 @@ def _received(state: AgentState, event: OrderReceived) -> Turn:
         return state, (reply, *_discard(known))
     state = replace(state, refused=without(state.refused, order.run))
     if known is not None and known.order == order:
-        if known.stage is Stage.DELIVERED:
-            # The coordinator lost it (its disk, or it took over from an older copy): the same bytes again.
-            known = replace(known, stage=Stage.ANSWERED, outcome="")
+        if known.stage is Stage.DELIVERED and known.result is not None:
+            # The coordinator lost it (its disk, or it took over from an older copy): the same bytes again,
+            # which leave again as far as the bounds on traffic go.
+            state, again = _let_go(state, replace(known, outcome=""), known.result, event.day)
+            return state, (reply, *again)
         return replace(state, held=put(state.held, order.id, known)), (reply, *_next_effect(known))
     older = [
         held
@@ -219,21 +221,31 @@ def _withheld(state: AgentState, event: UpdateWithheld) -> Turn:
     held = state.held.get(event.order)
     if held is None or held.stage is not Stage.HELD:
         return state, ()
-    reason = f"contract.approval is hold, and {event.by} withholds the update: {event.reason}"
+    why = f": {event.reason}" if event.reason else ""
+    reason = f"contract.approval is hold, and a person of this site withholds the update{why}"
     held = replace(held, stage=Stage.ANSWERED, result=Result(order=event.order, failure=reason))
     return replace(state, held=put(state.held, event.order, held)), _next_effect(held)
 
 
 def _decided(state: AgentState, event: RunDecided) -> Turn:
-    """A person's word. No is told at once, and ends what is in hand; yes has the coordinator ask again."""
-    run, verdict = event.run, event.verdict
+    """A person's word. No is told at once, and ends what is in hand; yes has the coordinator ask again.
+
+    A no to what was agreed to before is a withdrawal, and kept as one: it is told again in every session.
+    """
+    run, verdict, before = event.run, event.verdict, state.verdicts.get(event.run)
+    gone = [name for name, held in state.held.items() if held.order.run == run]
+    withdrawn = before is not None and before.word is Word.WITHDRAWN
+    if verdict.word is Word.DENIED and (gone or withdrawn):
+        verdict = replace(verdict, word=Word.WITHDRAWN)
     state = replace(state, verdicts=put(state.verdicts, run, verdict))
     if verdict.word is Word.APPROVED:
-        return _ask_again(state, None, f"{verdict.by} approves run {run}")
-    gone = [name for name, held in state.held.items() if held.order.run == run]
+        reason = f"{verdict.by} approves run {run}"
+        if withdrawn:
+            # The coordinator asks nothing of this session any more, whether or not it was refused since.
+            return replace(state, refused=without(state.refused, run)), (Reattach(reason),)
+        return _ask_again(state, None, reason)
     state = replace(state, held=without(state.held, *gone))
-    withdrawn = verdict.word is Word.WITHDRAWN or bool(gone)
-    effects = (Withdraw(run, verdict.reason),) if withdrawn else ()
+    effects = (Withdraw(run, verdict.reason),) if verdict.word is Word.WITHDRAWN else ()
     return state, (*effects, *(Discard(name) for name in gone))
 
 

@@ -192,6 +192,8 @@ class BytesSent(AgentEvent):
         digest: of the file that was sent, "" if none.
         clause: the clauses that allow it.
         norm: L2 norm of an update, 0 for everything else.
+        counted: `kernel` where the sizes add up to what the kernel saw leave, `model` where it does not tell
+            and they are what the protocol makes of the messages.
     """
 
     run: str
@@ -202,6 +204,7 @@ class BytesSent(AgentEvent):
     digest: str
     clause: str
     norm: float = 0.0
+    counted: str = ""
 
 
 AGENT_EVENTS: dict[str, type[AgentEvent]] = {

@@ -51,10 +51,10 @@ def choose_cohort(state: State, run: RunState) -> Choice:
     needed = max(run.spec.minimum, run.spec.quorum)
     if len(members) < needed:
         return Choice(
-            None, f"{len(members)} of {needed} needed sites are here{_why(run, expected, willing, absent)}"
+            None, f"{len(members)} of {needed} needed sites are here{_why(state, run, willing, absent)}"
         )
     return Choice(
-        tuple(members), f"{len(members)} of {len(expected)} sites{_why(run, expected, willing, absent)}"
+        tuple(members), f"{len(members)} of {len(expected)} sites{_why(state, run, willing, absent)}"
     )
 
 
@@ -75,13 +75,16 @@ def _excluded(state: State, run: RunState, site: str) -> bool:
     return attached is None or attached.session == exclusion.session
 
 
-def _why(run: RunState, expected: tuple[str, ...], willing: list[str], absent: list[str]) -> str:
+def _why(state: State, run: RunState, willing: list[str], absent: list[str]) -> str:
     """The missing ones and why, as a clause behind the count."""
-    parts = []
+    parts, expected = [], expected_sites(state, run.spec)
     if absent:
         parts.append(f"absent: {', '.join(absent)}")
     busy = [site for site in expected if site in run.busy]
     if busy:
         parts.append(f"still at an earlier round: {', '.join(busy)}")
     parts += [f"{site} refused: {run.excluded[site].reason}" for site in expected if site not in willing]
+    barred = [site for site in sorted(state.quarantined) if site in (run.spec.sites or roster(state))]
+    if barred:
+        parts.append(f"in quarantine: {', '.join(barred)}")
     return f" ({'; '.join(parts)})" if parts else ""

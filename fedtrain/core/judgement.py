@@ -3,21 +3,19 @@
 Pure: `judge(contract, order, circumstances) -> Decision`. All reasons are given at once, so that a person
 at either end knows what to change.
 
-What a run says of itself travels in the order's task, under `terms`: `use`, `licence` and `privacy`; and
-under `access` what it asks of the data beyond training on it. What is absent is the most modest: no
-economic use, no licence stated, no privacy mechanism, no access.
+What a run says of itself travels in the order's task (`core.terms`). One that cannot be understood is
+refused as a whole. Words of the other side come back in reasons short and in ASCII.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 from fedtrain.core.contract import Approval, Contract, Hours, Models, Require, Verdict, Word
 from fedtrain.core.orders import Order
+from fedtrain.core.terms import Asked, read_asked, shown
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,9 @@ class Decision:
 def judge(contract: Contract, order: Order, circumstances: Circumstances | None = None) -> Decision:
     """Hold an order against the contract."""
     now = circumstances or Circumstances()
-    asked = _Asked.of(order)
+    asked = read_asked(order.task)
+    if asked.fault:
+        return Decision(False, (f"the order's task cannot be judged: {asked.fault}",))
     reasons = [
         *_run_reasons(contract, order, asked),
         *_cohort_reasons(contract, order, now),
@@ -70,7 +70,8 @@ def judge(contract: Contract, order: Order, circumstances: Circumstances | None 
     ]
     verdict = now.verdicts.get(order.run)
     if verdict is not None and verdict.word is not Word.APPROVED:
-        reasons.append(f"{verdict.by} has {verdict.word} run {order.run}: {verdict.reason}")
+        why = f": {verdict.reason}" if verdict.reason else ""
+        reasons.append(f"run {order.run} is {verdict.word} by a person of this site{why}")
     elif verdict is None and contract.approval is Approval.MANUAL:
         waits = f"contract.approval is manual: run {order.run} waits for a person's word at the site"
         return Decision(False, (*reasons, waits), pending=not reasons)
@@ -90,53 +91,19 @@ def upload_fault(contract: Contract, size_bytes: int, uploaded_bytes: int) -> st
     return ""
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What the order's task section says, as far as it says it."""
-
-    task: str
-    dataset: str
-    access: tuple[str, ...]
-    model: Mapping[str, Any]
-    use: str
-    licence: str
-    masked: bool
-    record: Mapping[str, Any]
-
-    @staticmethod
-    def of(order: Order) -> _Asked:
-        try:
-            task = _mapping(json.loads(order.task))
-        except (ValueError, RecursionError):
-            task = {}
-        terms = _mapping(task.get("terms"))
-        privacy = _mapping(terms.get("privacy"))
-        access = task.get("access")
-        return _Asked(
-            task=str(task.get("name", "")),
-            dataset=str(task.get("data") or ""),
-            access=tuple(map(str, access)) if isinstance(access, list) else (),
-            model=_mapping(task.get("model")),
-            use=str(terms.get("use", "non-economic")),
-            licence=str(terms.get("licence", "unstated")),
-            masked=bool(privacy.get("masked", False)),
-            record=_mapping(privacy.get("record")),
-        )
-
-
-def _run_reasons(contract: Contract, order: Order, asked: _Asked) -> list[str]:
+def _run_reasons(contract: Contract, order: Order, asked: Asked) -> list[str]:
     reasons = []
     if not _matches(order.run, contract.runs):
         reasons.append(f"contract.runs does not allow run {order.run} (allowed: {_listed(contract.runs)})")
     if asked.task not in contract.tasks:
         reasons.append(
-            f"contract.tasks does not allow task {asked.task} (allowed: {_listed(contract.tasks)})"
+            f"contract.tasks does not allow task {shown(asked.task)} (allowed: {_listed(contract.tasks)})"
         )
     if contract.use != "economic" and asked.use != "non-economic":
         reasons.append(f"contract.use is {contract.use}, this run is for {asked.use} use")
     if contract.licences and not _matches(asked.licence, contract.licences):
         reasons.append(
-            f"contract.licences does not allow a model under {asked.licence} "
+            f"contract.licences does not allow a model under {shown(asked.licence)} "
             f"(allowed: {_listed(contract.licences)})"
         )
     return reasons
@@ -146,9 +113,14 @@ def _cohort_reasons(contract: Contract, order: Order, now: Circumstances) -> lis
     if order.site not in order.cohort:
         return ["contract.cohort_min cannot be judged: the order's cohort does not name this site"]
     reasons = []
-    size = len(set(order.cohort))
-    if size < contract.cohort_min:
-        reasons.append(f"contract.cohort_min is {contract.cohort_min}, this order is shared by {size}")
+    sites = set(order.cohort)
+    members = sites & set(now.organisations) if now.organisations else sites
+    if len(members) < contract.cohort_min:
+        strangers = len(sites) - len(members)
+        besides = f" (and {strangers} that the coordinator's roster does not name)" if strangers else ""
+        reasons.append(
+            f"contract.cohort_min is {contract.cohort_min}, this order is shared by {len(members)}{besides}"
+        )
     known = {now.organisations[site] for site in order.cohort if site in now.organisations}
     if contract.organisations_min > 1 and len(known) < contract.organisations_min:
         reasons.append(
@@ -158,32 +130,34 @@ def _cohort_reasons(contract: Contract, order: Order, now: Circumstances) -> lis
     return reasons
 
 
-def _dataset_reasons(contract: Contract, asked: _Asked) -> list[str]:
+def _dataset_reasons(contract: Contract, asked: Asked) -> list[str]:
     """Clauses of the data set. One that may not be discovered is denied like one that is not there."""
     name, task = asked.dataset, asked.task
     if not name:
-        return []
+        return ["the order asks for access and names no data set"] if asked.access else []
     rights = contract.datasets.get(name)
     if rights is None or not (
         rights.discoverable or task in rights.discoverable_to or task in rights.execute
     ):
-        return [f"no data set {name} here"]
+        return [f"no data set {shown(name)} here"]
     reasons = []
     if task not in rights.execute:
-        reasons.append(f"datasets.{name}.rights.execute does not list task {task}")
+        reasons.append(f"datasets.{name}.rights.execute does not list task {shown(task)}")
     granted = {
         "read": rights.read or task in rights.readable_by,
         "write": rights.write or task in rights.writable_by,
     }
-    for access in asked.access:
-        if access not in granted:
-            reasons.append(f"no right {access!r} can be had on data set {name}")
-        elif not granted[access]:
-            reasons.append(f"datasets.{name}.rights.{access} does not allow task {task}")
+    if unknown := sorted(set(asked.access) - set(granted)):
+        reasons.append(f"no right {shown(unknown[0])} can be had on data set {name}")
+    reasons += [
+        f"datasets.{name}.rights.{access} does not allow task {shown(task)}"
+        for access, given in granted.items()
+        if access in asked.access and not given
+    ]
     return reasons
 
 
-def _model_reasons(models: Models, order: Order, asked: _Asked) -> list[str]:
+def _model_reasons(models: Models, order: Order, asked: Asked) -> list[str]:
     reasons = []
     for key, most in models.limits.items():
         found = asked.model.get(key)
@@ -195,7 +169,8 @@ def _model_reasons(models: Models, order: Order, asked: _Asked) -> list[str]:
         return reasons
     if models.layouts and order.model.layout_digest not in models.layouts:
         reasons.append(f"contract.models.layouts does not list layout {order.model.layout_digest[:16]}")
-    size_bytes = max((size for _, _, size in order.model.chain[:1]), default=0)
+    # All links: what is called a delta may be as large as its sender likes.
+    size_bytes = max((size for _, _, size in order.model.chain), default=0)
     if models.size_max_bytes is not None and size_bytes > models.size_max_bytes:
         reasons.append(
             f"contract.models.size_max is {models.size_max_bytes} bytes, the model has {size_bytes}"
@@ -225,7 +200,7 @@ def _bound_reasons(contract: Contract, now: Circumstances) -> list[str]:
     return reasons
 
 
-def _privacy_reasons(require: Require, asked: _Asked) -> list[str]:
+def _privacy_reasons(require: Require, asked: Asked) -> list[str]:
     """What the site demands, and what this version cannot give whoever promises it."""
     reasons = []
     if require.masked and not asked.masked:
@@ -243,9 +218,9 @@ def _privacy_reasons(require: Require, asked: _Asked) -> list[str]:
             reasons.append(
                 f"contract.require.epsilon_max is {require.epsilon_max:g}, this run's is {epsilon:g}"
             )
-    unit = str(asked.record.get("unit", ""))
+    unit = str(asked.record.get("unit", "")) or "not stated"
     if require.unit and unit != require.unit:
-        reasons.append(f"contract.require.unit is {require.unit}, this run's is {unit or 'not stated'}")
+        reasons.append(f"contract.require.unit is {require.unit}, this run's is {shown(unit)}")
     return reasons
 
 
@@ -261,10 +236,6 @@ def _clock(minute: int) -> str:
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -18,11 +18,14 @@ class Booted(Event):
     """A coordinator process started and owns the state directory.
 
     `epoch` is `epochs.next_epoch` of the one before; `place` is an opaque name of where the state
-    lies, so that a start from a copy is noticed.
+    lies, so that a start from a copy is noticed. `version` and `code` say what runs from now on: the
+    version of fedtrain, and a digest over its installed source files.
     """
 
     epoch: int
     place: str = ""
+    version: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True)

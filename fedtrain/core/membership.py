@@ -6,7 +6,7 @@ decided in one place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +62,8 @@ def _invited(state: State, event: ev.MemberInvited) -> tuple[State, tuple[Effect
 
 def _enrolled(state: State, event: ev.MemberEnrolled) -> tuple[State, tuple[Effect, ...]]:
     """A new member; or a known one with new keys, after which the old ones are nobody's."""
-    invites, invite = state.invites, state.invites.get(event.invite)
+    invite = state.invites.get(event.invite)
+    invites = _without_open_invites(state, event.name, event.invite)
     if invite is not None:
         invites = put(invites, event.invite, replace(invite, used_by=event.key_digest))
     member = Member(
@@ -76,6 +77,16 @@ def _enrolled(state: State, event: ev.MemberEnrolled) -> tuple[State, tuple[Effe
     )
     state = replace(state, members=put(state.members, event.name, member), invites=invites)
     return every_run(state, lambda run: (run, NOTHING))
+
+
+def _without_open_invites(state: State, name: str, used: str = "") -> Mapping[str, PendingInvite]:
+    """Invites that were handed out for a name before it joined, or before it was revoked, are dead."""
+    dead = (
+        key
+        for key, invite in state.invites.items()
+        if invite.name == name and not invite.used_by and key != used
+    )
+    return without(state.invites, *dead)
 
 
 def _renewed(state: State, event: ev.MemberRenewed) -> tuple[State, tuple[Effect, ...]]:
@@ -94,6 +105,7 @@ def _renewed(state: State, event: ev.MemberRenewed) -> tuple[State, tuple[Effect
 
 def _revoked(state: State, event: ev.MemberRevoked) -> tuple[State, tuple[Effect, ...]]:
     """The member is out at once: its calls are cut, and what is not yet in a version does not get there."""
+    state = replace(state, invites=_without_open_invites(state, event.name))
     member = state.members.get(event.name)
     if member is None or member.revoked:
         return state, NOTHING
@@ -103,7 +115,7 @@ def _revoked(state: State, event: ev.MemberRevoked) -> tuple[State, tuple[Effect
         members=put(state.members, event.name, replace(member, revoked=reason)),
         attached=without(state.attached, event.name),
     )
-    state, effects = removal.from_every_run(state, event.name, Standing.LOST, reason)
+    state, effects = removal.from_every_run(state, event.name, Standing.FAILED, reason)
     return state, (Expel(event.name, reason), *effects)
 
 
@@ -138,6 +150,8 @@ def _misused(state: State, event: ev.InviteMisused) -> tuple[State, tuple[Effect
 
 def _attached(state: State, event: ev.SiteAttached) -> tuple[State, tuple[Effect, ...]]:
     """A site is here: it hears which of its orders are over, and gets the others again."""
+    if event.site in state.members and state.members[event.site].revoked:
+        return state, NOTHING  # it attached at the moment in which its membership ended
     session = Attached(event.session, event.version, event.at_ms)
     state = replace(state, attached=put(state.attached, event.site, session))
 

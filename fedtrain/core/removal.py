@@ -14,6 +14,9 @@ from fedtrain.core.orders import OrderKind
 from fedtrain.core.seats import AT_WORK, with_seat
 from fedtrain.core.state import Phase, RunState, Seat, Standing, State, without
 
+_AWAITED = AT_WORK | {Standing.LOST}
+"""An answer to these would still be taken: a lost site may come back with its update."""
+
 
 def from_every_run(
     state: State, site: str, standing: Standing, reason: str
@@ -32,7 +35,7 @@ def take_out(state: State, run: RunState, site: str, standing: Standing, reason:
     seat = opened.seats.get(site) if opened else None
     if opened is None:
         return run, effects
-    if seat is not None and (seat.standing in AT_WORK or _is_uncounted(seat)):
+    if seat is not None and (seat.standing in _AWAITED or _is_uncounted(seat)):
         if seat.standing in AT_WORK:
             effects = (*effects, Cancel(site, seat.order.id, reason))
         gone |= {seat.order.id}
@@ -48,12 +51,16 @@ def take_out(state: State, run: RunState, site: str, standing: Standing, reason:
 def _forget_late(
     run: RunState, site: str, reason: str
 ) -> tuple[RunState, frozenset[str], tuple[Effect, ...]]:
-    """Without the site's late updates (whose orders are returned) and the late work that it is still at."""
+    """Without the site's late updates (whose orders are returned) and the late work that it is still at.
+
+    What was to go back into its residual is forgotten too: it would come again inside a later update.
+    """
     gone = frozenset(update.order for update in run.late if update.site == site)
     busy = run.busy.get(site)
     run = replace(
         run,
         busy=without(run.busy, site),
+        returned=without(run.returned, site),
         late=tuple(update for update in run.late if update.site != site),
     )
     return run, gone, () if busy is None else (Cancel(site, busy.id, reason),)

@@ -14,14 +14,30 @@ from fedtrain.core.effects import Cancel, Effect, Publish, Restore
 from fedtrain.core.orders import ModelRef
 from fedtrain.core.rounds import next_index, record_of
 from fedtrain.core.seats import AT_WORK
-from fedtrain.core.state import Phase, RoundRecord, RunState, State
+from fedtrain.core.state import Link, Model, Phase, RoundRecord, RunState, State
 
 Turn = tuple[RunState, tuple[Effect, ...]]
 
+NO_ATTEMPT = 0
+"""In the place of an attempt's number, where a version is restored and no round is held."""
 
-def restorable(ref: ModelRef) -> tuple[int, ...]:
-    """Earlier versions that can be made again: those behind the newest snapshot."""
-    return tuple(range(ref.snapshot_version, ref.version))
+
+def restorable(model: Model) -> tuple[int, ...]:
+    """Earlier versions that can be made again: from the snapshot before the newest one on."""
+    oldest = model.past[0][0] if model.past else model.ref.snapshot_version
+    return tuple(range(oldest, model.ref.version))
+
+
+def way_to(model: Model, version: int) -> tuple[Link, ...]:
+    """How a restorable version is made again: its snapshot, then the deltas behind that."""
+    chain = model.ref.chain if version >= model.ref.snapshot_version else model.past
+    snapshot, *deltas = chain
+    return (snapshot, *(link for link in deltas if snapshot[0] < link[0] <= version))
+
+
+def digest_of(run: RunState, version: int) -> str:
+    """The model digest of a published version."""
+    return next(record.model_digest for record in run.records if record.version == version)
 
 
 def restoration(run: RunState) -> Restore:
@@ -33,7 +49,7 @@ def restoration(run: RunState) -> Restore:
 
 def begin(state: State, run: RunState, event: ev.RunRolledBack) -> Turn:
     """Call off what is under way, and have the earlier version made again."""
-    if run.model is None or event.version not in restorable(run.model.ref):
+    if run.model is None or event.version not in restorable(run.model):
         return run, ()
     reason = f"going back to version {event.version}, asked for by {event.by}"
     opened = run.round
@@ -69,6 +85,8 @@ def finish(state: State, run: RunState, event: ev.VersionRestored) -> Turn:
     model, restored = run.model, run.restoring
     if model is None or restored is None or event.round != next_index(run):
         return run, ()
+    if event.model_digest != digest_of(run, restored):
+        return run, ()  # an answer to an older question: somebody has asked for another version since
     ref = ModelRef(
         version=event.round,
         digest=event.model_digest,
@@ -95,12 +113,17 @@ def finish(state: State, run: RunState, event: ev.VersionRestored) -> Turn:
         restoring=None,
         reason=f"version {event.round} is out: version {restored} again",
         waiting_since_ms=state.now_ms,
-        model=replace(model, ref=ref),
+        model=replace(model, ref=ref, past=way_to(model, model.ref.version)),
         records=(*run.records, record),
     )
     return run, (Publish(run.spec.run, event.round, ()), versions.collection(run))
 
 
 def fail(state: State, run: RunState, event: ev.AggregationFailed) -> Turn:
-    """It could not be made: the run stays where it is until a person has helped."""
+    """It could not be made: the run stays where it is until a person has helped.
+
+    An aggregation that was called off may still fail, with the attempt that it was for.
+    """
+    if (event.round, event.attempt) != (next_index(run), NO_ATTEMPT):
+        return run, ()
     return replace(run, paused=f"version {run.restoring} could not be restored: {event.reason}"), ()

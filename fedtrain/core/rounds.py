@@ -234,11 +234,14 @@ def next_model(
     The chain keeps the newest snapshot, the deltas behind it, and `keep` deltas in all so that a
     site which missed some versions catches up without a whole model.
     """
-    ref = model.ref
+    ref, past = model.ref, model.past
     base, deltas = ref.chain[0], (*ref.chain[1:], (version, delta[0], delta[1]))
     snapshot_version = ref.snapshot_version
     if snapshot[0]:
+        past = (base, *(link for link in ref.chain[1:] if link[0] > snapshot_version))
         base, snapshot_version = (version, snapshot[0], snapshot[1]), version
     oldest = min(snapshot_version, version - keep)
     chain = (base, *(link for link in deltas if link[0] > oldest))
-    return replace(model, ref=ModelRef(version, digest, ref.layout_digest, snapshot_version, chain))
+    return replace(
+        model, ref=ModelRef(version, digest, ref.layout_digest, snapshot_version, chain), past=past
+    )

@@ -72,8 +72,8 @@ def _given_up(
 
 def seeded(state: State, run: RunState, event: ev.ModelSeeded) -> Turn:
     """The initial weights are here: version 0, a snapshot."""
-    found = uploads.seat_of(run, event.order)
-    if found is None or found[1].standing is Standing.DONE:
+    found = uploads.awaited(run, event.order)
+    if found is None:
         return run, NOTHING
     site, seat = found
     chain = ((0, event.blob, event.size_bytes),)

@@ -16,6 +16,9 @@ from fedtrain.core.spec import RunSpec
 
 V = TypeVar("V")
 
+Link = tuple[int, str, int]
+"""(version that it leads to, blob digest, size in bytes), as in `ModelRef.chain`."""
+
 
 class Phase(enum.StrEnum):
     """Where a run stands. Decision record 0002 shows where later phases join."""
@@ -218,11 +221,16 @@ class Acknowledged:
 
 @dataclass(frozen=True)
 class Model:
-    """The public model's newest version and how to get there."""
+    """The public model's newest version and how to get there.
+
+    `past` is the way to the versions before the newest snapshot, back to the snapshot before it, so that
+    a run can always go back by some versions. It does not travel.
+    """
 
     ref: ModelRef
     layout: str
     num_elements: int
+    past: tuple[Link, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,15 @@ def step(state: State, event: ev.Event) -> tuple[State, tuple[Effect, ...]]:
     run = state.runs.get(name)
     if run is None:
         return state, NOTHING
+    if (run.phase, type(event)) not in TABLE:
+        return state, NOTHING
+    # First, so that no round counts or invites a site that this very event takes out.
+    state, effects = conduct.note(state, event)
+    run = state.runs[name]
     handler = TABLE.get((run.phase, type(event)))
     if handler is None:
-        return state, NOTHING
-    state, effects = settle(state, name, handler(state, run, event))
-    state, more = conduct.note(state, event)
+        return state, effects
+    state, more = settle(state, name, handler(state, run, event))
     return state, effects + more
 
 

@@ -63,7 +63,7 @@ def admit(state: State, site: str, order_id: str, blob: str) -> Answer:
         if receipt.blob == blob:
             return Answer(Admission.REPEATED, acknowledged=receipt)
         return Answer(Admission.EQUIVOCATION, f"{order_id} was answered with another blob before")
-    found = _awaited(run, order_id)
+    found = awaited(run, order_id)
     if found is not None:
         return Answer(Admission.WELCOME, order=found[1].order)
     late = run.busy.get(site)
@@ -85,8 +85,8 @@ def seat_of(run: RunState, order_id: str) -> tuple[str, Seat] | None:
     return None
 
 
-def _awaited(run: RunState, order_id: str) -> tuple[str, Seat] | None:
-    """The seat that this order's update would fill. Once the round has closed there is none."""
+def awaited(run: RunState, order_id: str) -> tuple[str, Seat] | None:
+    """The seat that this order's upload would fill. Once the round has closed there is none."""
     found = seat_of(run, order_id)
     if found is None or found[1].standing not in _MAY_UPLOAD or run.phase is Phase.AGGREGATING:
         return None
@@ -95,7 +95,7 @@ def _awaited(run: RunState, order_id: str) -> tuple[str, Seat] | None:
 
 def stored(state: State, run: RunState, event: ev.UpdateStored) -> tuple[RunState, tuple[Effect, ...]]:
     """A verified update is durable: count it once, or treat it as late."""
-    found = _awaited(run, event.order)
+    found = awaited(run, event.order)
     if found is not None:
         site, seat = found
         assert run.round is not None, "a seat belongs to an open round"

@@ -12,7 +12,7 @@ from fedtrain.core import events as ev
 from fedtrain.core.cohort import expected_sites
 from fedtrain.core.effects import Aggregate, Collect, Effect, Publish
 from fedtrain.core.rounds import contributions, next_model, record_of, snapshot_due
-from fedtrain.core.state import OpenRound, Phase, RoundRecord, RunState, State
+from fedtrain.core.state import ENDED, OpenRound, Phase, RoundRecord, RunState, State
 
 Turn = tuple[RunState, tuple[Effect, ...]]
 NOTHING: tuple[Effect, ...] = ()
@@ -85,7 +85,11 @@ def collection(run: RunState) -> Collect:
 
 
 def blobs_needed(run: RunState) -> frozenset[str]:
-    """Blobs that the run may still need: the way to its newest version, and updates to be counted."""
-    chain = {blob for _, blob, _ in run.model.ref.chain} if run.model else set()
+    """Blobs that the run may still need: the ways to its newest versions, and updates to be counted.
+
+    A run that has ended goes back no more.
+    """
+    past = run.model.past if run.model and run.phase not in ENDED else ()
+    chain = {blob for _, blob, _ in (*run.model.ref.chain, *past)} if run.model else set()
     seats = {s.update.blob for s in run.round.seats.values() if s.update} if run.round else set()
     return frozenset(chain | seats | {update.blob for update in run.late})

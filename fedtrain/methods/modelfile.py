@@ -200,6 +200,27 @@ class ModelReader:
         self.close()
 
 
+def renumber(
+    source: StrPath, target: StrPath, layout: Layout, run: str, version: int
+) -> tuple[str, str, int]:
+    """Write the model in `source` as version `version` of the run: the same tensors under another number.
+
+    Returns (model digest, SHA-256 of the file, size in bytes). Raises `BadUpdate` for another layout.
+    """
+    with ModelReader(source) as reader:
+        reader.check_layout(layout)
+        writer = ModelWriter(target, layout, run, version, hash_file=True)
+        try:
+            buffer = np.empty(min(_STREAM_ELEMENTS, reader.num_elements), np.float32)
+            for start in range(0, reader.num_elements, len(buffer)):
+                values = buffer[: reader.num_elements - start]
+                reader.read(start, values)
+                writer.write(values)
+            return writer.close()
+        finally:
+            writer.abandon()
+
+
 def _little_endian(values: Floats) -> Any:
     return np.ascontiguousarray(values, dtype="<f4")
 

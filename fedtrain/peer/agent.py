@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -30,10 +30,15 @@ from fedtrain.errors import (
     UnreachableError,
 )
 from fedtrain.peer.backoff import Backoff
+from fedtrain.peer.counting import count, uncounted
+from fedtrain.peer.decisions import Decision, LetterBox, event_of
 from fedtrain.peer.desk import Desk
+from fedtrain.peer.egress import Account
 from fedtrain.peer.jobs import Jobs, closing, in_thread
+from fedtrain.peer.launching import trainer_command
 from fedtrain.peer.models import BlobSource, PublicModels
-from fedtrain.peer.outbox import Outbox, UpdateSink
+from fedtrain.peer.outbox import Outbox, UpdateSink, acknowledgement
+from fedtrain.peer.probing import prepare_mailbox, require_walls
 from fedtrain.peer.progress import ProgressBook
 from fedtrain.peer.results import judge_result, reason_text
 from fedtrain.peer.session import AttendPort, Session
@@ -43,12 +48,16 @@ from fedtrain.storage.mailbox import Mailbox
 from fedtrain.storage.snapshots import Snapshots
 from fedtrain.storage.watching import changes
 from fedtrain.trust.folders import MemberKeys
+from fedtrain.wire.status import printable
 
 _log = logging.getLogger("fedtrain.peer")
 
 RETRY_FIRST_S = 0.1
 RETRY_LONGEST_S = 30.0
 """Between two tries of one transfer while the session is open."""
+
+LOOK_AGAIN_S = 1.0
+"""Between two looks whether time has made a refused order acceptable."""
 
 
 class Coordinator(AttendPort, BlobSource, UpdateSink, Protocol):
@@ -61,6 +70,7 @@ class Agent:
     Attributes:
         session: the conversation with the coordinator.
         desk: what is said and heard in it.
+        account: what leaves the site.
         posted: orders that lie in the mailbox.
         failed: gets the error that the agent cannot go on after.
 
@@ -83,9 +93,9 @@ class Agent:
         self._tasks: list[asyncio.Task[None]] = []
         self._mailbox = Mailbox(settings.mailbox)
         self._models = PublicModels(settings.state / "models", coordinator)
-        self._outbox = Outbox(
-            settings.state / "outbox", self._mailbox, coordinator, keys.message_key, keys.coordinator_public
-        )
+        self.account = Account(self, settings.proxy or settings.coordinator)
+        outbox, public = settings.state / "outbox", keys.coordinator_public
+        self._outbox = Outbox(outbox, self._mailbox, coordinator, keys.message_key, public, self.account)
         self._trainers = Trainers(
             self._mailbox,
             trainer_command(settings) if settings.launch == "process" else (),
@@ -93,6 +103,9 @@ class Agent:
             settings.state / "trainer.log",
             self._give_up,
         )
+        self._decisions = LetterBox(settings.state)
+        self._counting = False
+        self._stopping = threading.Event()
         self._progress = ProgressBook(self._mailbox, now_ms())
         self.desk = Desk(self, settings, keys)
         self.session = Session(coordinator, self.desk)
@@ -128,23 +141,36 @@ class Agent:
 
     async def start(self) -> None:
         """Take up whatever the journal says was in hand, and begin to attend."""
-        self._mailbox.create()
+        await in_thread(prepare_mailbox, self._settings)
+        await in_thread(require_walls, self._settings)
         self._outbox.create()
+        await in_thread(self._decisions.create)
         known = frozenset(self.state.held)
         await in_thread(self._mailbox.sweep, known)
         await in_thread(self._outbox.sweep, known)
         await self._trainers.give_back_claims()
         self.submit(core.AgentBooted(now_ms(), self._settings.contract))
-        for work in (self._watch_results(), self._beat()):
+        await self._decisions.empty(self._heed)
+        looks = self.account.watch(quiet=self.session.attached.is_set)
+        for work in (
+            self._watch_results(),
+            self._decisions.listen(self._heed),
+            self._beat(),
+            self._look_again(),
+            looks,
+        ):
             self.background(work)
 
     async def stop(self) -> None:
         """End everything that runs; the journal holds what the next start goes on with."""
+        self._stopping.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._jobs.stop()
         await self._trainers.stop()
+        if not self.failed.done():
+            self.account.close()
         if self._snapshots and self._snapshots.rows_behind and not self.failed.done():
             self._keep_snapshot(self._snapshots)
 
@@ -161,10 +187,10 @@ class Agent:
 
     @property
     def at_rest(self) -> bool:
-        """Whether all that can be done now is done: nothing in hand but what the site's own trainers have."""
+        """Whether all that can be done now is done: the site's own trainers, or its people, have the rest."""
         external = self._settings.launch == "external"
         return all(
-            external and held.stage is Stage.WORKING and order in self.posted
+            held.stage is Stage.HELD or (external and held.stage is Stage.WORKING and order in self.posted)
             for order, held in self.state.in_hand.items()
         )
 
@@ -181,6 +207,11 @@ class Agent:
                 self._jobs.start(order.id, "submit", partial(self._deliver, order, result))
             case core.Report(_, result):
                 self.desk.report(result)
+            case core.Withdraw(run, reason):
+                self.desk.withdraw(run, reason)
+            case core.Reattach(reason):
+                _log.info("a new session is opened: %s", printable(reason))
+                self.session.reattach()
             case core.Shelve(order_id) | core.Discard(order_id):
                 self._trainers.forget(order_id)
                 self.posted.discard(order_id)
@@ -236,17 +267,7 @@ class Agent:
                 self.submit(core.UploadRefused(now_ms(), order.id, str(error)))
                 return
         _log.info("%s: uploaded %d bytes, %s", order.id, result.size_bytes, receipt.outcome)
-        self.submit(
-            core.UploadAcknowledged(
-                at_ms=now_ms(),
-                order=order.id,
-                blob=receipt.digest,
-                outcome=receipt.outcome,
-                epoch=receipt.epoch,
-                signed_ms=receipt.at_ms,
-                signature=receipt.signature,
-            )
-        )
+        self.submit(acknowledgement(receipt, now_ms()))
 
     async def _wait_for_link(self, backoff: Backoff) -> None:
         """Until a session is open, and a jittered pause more: a session says little about transfers."""
@@ -254,10 +275,17 @@ class Agent:
         await asyncio.sleep(backoff.next_s())
 
     async def _clear(self, order_id: str, over: bool) -> None:
+        held = self.state.held.get(order_id)
         try:
+            if held is not None and held.stage is Stage.HELD and held.result is not None:
+                await in_thread(self._outbox.take_over, held.result)
+                _log.warning("%s is held: look with `fedtrain egress inspect`, then release it", order_id)
             await in_thread(self._mailbox.discard, order_id)
             if over:
                 await in_thread(self._outbox.forget, order_id)
+        except BadMailbox as error:  # there is nothing to hold any more
+            self.session.say(msg.Failure(order_id, reason_text(str(error))))
+            self.submit(core.UploadRefused(now_ms(), order_id, str(error)))
         except FedtrainError as error:
             _log.warning("%s leaves files behind until the next start: %s", order_id, error)
 
@@ -302,7 +330,17 @@ class Agent:
             _log.info("%s: the trainer notes: %s", order.id, note)
         said = f"a failure: {result.failure}" if result.failure else f"done in {result.seconds:.2f} s"
         _log.info("%s: the trainer's work is %s", order.id, said)
-        self.submit(core.ResultTaken(now_ms(), result))
+        self.submit(core.ResultTaken(now_ms(), result, self.desk.moment().day))
+        if not self._counting and uncounted(self.state):
+            self._counting = True
+            self.background(self._count())
+
+    async def _count(self) -> None:
+        """Once in an agent's life, and only what is not counted yet."""
+        examples = await count(self._settings, self.state.examples, self._stopping)
+        if examples != self.state.examples:
+            self.submit(core.DataCounted(now_ms(), examples))
+            self.desk.declare()
 
     async def _beat(self) -> None:
         """Signs of life, and a look for trainers that show none."""
@@ -310,13 +348,28 @@ class Agent:
             await self.desk.next_beat()
             progress: tuple[Progress, ...] = ()
             try:
-                working = [i for i, held in self.state.held.items() if held.stage is Stage.WORKING]
+                working, waiting = (
+                    [name for name, held in self.state.held.items() if held.stage is stage]
+                    for stage in (Stage.WORKING, Stage.HELD)
+                )
                 fetched, moment = self._models.fetched_bytes, monotonic_ms()
                 progress = await in_thread(self._progress.read, working, fetched, moment)
+                progress += self._progress.waiting(waiting)
                 await self._trainers.look(moment)
             except FedtrainError as error:
                 _log.warning("the mailbox cannot be looked at: %s", error)
             self.desk.beat(progress)
+
+    async def _look_again(self) -> None:
+        """What was refused for its hour, or for what this day has carried, may be allowed by now."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            moment = self.desk.moment()
+            if self.state.refused and core.allowed_by_now(self.state, moment):
+                self.submit(core.Reconsidered(now_ms(), moment.day, moment.minute))
+
+    def _heed(self, decision: Decision) -> None:
+        self.submit(event_of(decision, now_ms(), self.desk.moment().day))
 
     # -- plumbing ---------------------------------------------------------------------------------
 
@@ -334,21 +387,6 @@ class Agent:
     def _broke(self, error: BaseException) -> None:
         if not self.failed.done():
             self.failed.set_exception(error)
-
-
-def trainer_command(settings: AgentSettings) -> tuple[str, ...]:
-    """How the agent starts its own trainer."""
-    return (
-        sys.executable,
-        "-m",
-        "fedtrain.trainer",
-        str(settings.mailbox),
-        "--data",
-        str(settings.data_file),
-        "--threads",
-        str(settings.trainer_threads),
-        "--until-eof",
-    )
 
 
 def now_ms() -> int:

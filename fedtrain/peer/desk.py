@@ -11,13 +11,15 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 import fedtrain
-from fedtrain.core import agent as core, canonical, messages as msg
+from fedtrain.core import agent as core, messages as msg
 from fedtrain.core.agent import AgentEvent, AgentState
-from fedtrain.core.judgement import judge
+from fedtrain.core.contract import Word
+from fedtrain.core.judgement import Moment, judge
 from fedtrain.core.orders import Order, Progress, Result
 from fedtrain.core.pacing import beat_ms
-from fedtrain.errors import BadSignature, IntegrityError, StaleEpoch, UnreachableError
+from fedtrain.errors import BadSignature, IntegrityError, RefusedError, StaleEpoch, UnreachableError
 from fedtrain.methods.codecs import CODECS
+from fedtrain.peer.assent import Assent, moment_at
 from fedtrain.peer.backoff import early_s
 from fedtrain.peer.jobs import in_thread
 from fedtrain.peer.results import report
@@ -26,7 +28,7 @@ from fedtrain.peer.settings import AgentSettings
 from fedtrain.peer.witness import Witness
 from fedtrain.trust import statements
 from fedtrain.trust.certificates import read_certificate
-from fedtrain.trust.diagnosis import explain_unreachable
+from fedtrain.trust.diagnosis import explain_unreachable, not_admitted
 from fedtrain.trust.folders import MemberKeys
 from fedtrain.wire import versions
 from fedtrain.wire.memory import Epochs
@@ -41,6 +43,9 @@ HEARTBEAT_MS_MIN = 20
 """A coordinator that asks for more than this is answered at this pace."""
 
 _CHANCE = random.SystemRandom()
+
+_CONTRACTS_SINCE = (1, 1)
+"""The protocol that speaks of contracts, withdrawals and rosters."""
 
 CLOCKS_APART_MS = 60_000
 """From here on the two clocks are said to differ: more than any round trip explains."""
@@ -74,8 +79,8 @@ class Desk:
     def __init__(self, owner: Owner, settings: AgentSettings, keys: MemberKeys) -> None:
         self._owner = owner
         self._settings = settings
-        self._message_key = keys.message_key
-        self._facts = read_certificate(keys.certificate_pem)
+        self._assent = Assent(settings.state, keys)
+        self.facts = read_certificate(keys.certificate_pem)
         self._consortium = keys.membership.consortium
         self.epochs = Epochs(owner, statements.epoch_check(self._consortium, keys.coordinator_public))
         self._witness = Witness(settings.state / "heads", self._consortium, keys.coordinator_public)
@@ -89,12 +94,12 @@ class Desk:
 
     # -- what the session asks --------------------------------------------------------------------
 
-    def greet(self) -> msg.Hello:
-        """The hello of a new session, with the orders in hand."""
+    def greet(self, session: str = "") -> msg.Hello:
+        """The hello of a new session, or of one that moves and keeps its name, with the orders in hand."""
         return msg.Hello(
             protocol=msg.PROTOCOL_VERSION,
             version=fedtrain.__version__,
-            session=secrets.token_hex(8),
+            session=session or secrets.token_hex(8),
             tasks=self._owner.state.contract.tasks,
             codecs=tuple(CODECS),
             holding=tuple(self._owner.state.held),
@@ -124,6 +129,10 @@ class Desk:
             self._owner.state.epoch,
         )
         self._compare_clocks(welcome.at_ms - _now_ms())
+        self.declare()
+        for run, verdict in self._owner.state.verdicts.items():
+            if verdict.word is Word.WITHDRAWN:
+                self.withdraw(run, verdict.reason)
         for effect in core.resume(self._owner.state):
             if isinstance(effect, core.Report):
                 self.report(effect.result)
@@ -150,7 +159,8 @@ class Desk:
                     _log.info("%s is called off: %s", order_id, printable(reason))
                     self._owner.submit(core.OrderCancelled(_now_ms(), order_id, reason))
             case msg.Inquiry(inquiry, order):
-                decision = judge(self._owner.state.contract, order)
+                state = self._owner.state
+                decision = judge(state.contract, order, core.circumstances(state, self.moment()))
                 self._owner.session.say(msg.Answer(inquiry, decision.accepted, decision.reasons))
             case msg.Publication():
                 outcome = printable(message.outcome)
@@ -164,6 +174,8 @@ class Desk:
                 self._published.append(core.RoundPublished(_now_ms(), message.run, message.round))
             case msg.Head():
                 self._owner.background(self._keep(message))
+            case msg.Roster():
+                self._take_roster(message)
 
     @property
     def at_work(self) -> bool:
@@ -171,10 +183,17 @@ class Desk:
         return bool(self._owner.state.in_hand)
 
     def explain(self, error: UnreachableError) -> str:
-        """Why nobody answered, from what is known here."""
+        """Why nobody answered, from what is known here.
+
+        Raises `RefusedError` if that is our expired certificate: a new try ends in the same way.
+        """
         if isinstance(error, StaleEpoch):
             return str(error)
-        return explain_unreachable(self._facts, self._settings.coordinator, str(error), _now_ms())
+        settings = self._settings
+        why = explain_unreachable(self.facts, settings.coordinator, str(error), _now_ms(), settings.proxy)
+        if not_admitted(self.facts, str(error), _now_ms()):
+            raise RefusedError(why) from error
+        return why
 
     # -- what the agent says ----------------------------------------------------------------------
 
@@ -187,9 +206,26 @@ class Desk:
             _log.info("%s is accepted: %s, %d steps", order.id, order.kind, order.steps)
         else:
             _log.warning("%s is refused: %s", order.id, printable("; ".join(reply.reasons)))
-        statement = statements.Consent(order.id, canonical.digest(order), reply.accepted, reply.reasons)
-        signature = statements.sign(statement, self._message_key).hex()
-        self._owner.session.say(msg.Consent(order.id, reply.accepted, reply.reasons, signature))
+        contract = self._owner.state.contract if self._protocol >= _CONTRACTS_SINCE else None
+        self._owner.session.say(self._assent.answer(order, reply, contract))
+
+    def declare(self) -> None:
+        """The contract and the counts of what may be known of; the journal has a row where they are new."""
+        state = self._owner.state
+        said, news = self._assent.declare(state.contract, state.examples)
+        if news:
+            self._owner.submit(core.ContractSigned(_now_ms(), said.contract, said.examples, said.signature))
+        if self._protocol >= _CONTRACTS_SINCE:
+            self._owner.session.say(said)
+
+    def withdraw(self, run: str, reason: str) -> None:
+        """Take the consent to a run back. A coordinator of protocol 1.0 hears a refusal to each order."""
+        if self._protocol >= _CONTRACTS_SINCE:
+            self._owner.session.say(self._assent.withdrawal(run, reason))
+
+    def moment(self) -> Moment:
+        """The time by the contract's clock."""
+        return moment_at(self._owner.state.contract, _now_ms())
 
     def report(self, result: Result) -> None:
         """An answer without a file; once in each session."""
@@ -236,16 +272,26 @@ class Desk:
             return
         self._invitation = order
         try:
-            self._owner.submit(core.OrderReceived(_now_ms(), order))
+            now = self.moment()
+            self._owner.submit(core.OrderReceived(_now_ms(), order, now.day, now.minute))
         finally:
             self._invitation = None
         self._retimed.set()
+
+    def _take_roster(self, roster: msg.Roster) -> None:
+        """Who belongs to whom, if the coordinator has signed it; else the roster before stays."""
+        if dict(roster.members) == self._owner.state.roster:
+            return
+        try:
+            self._owner.submit(self._assent.check_roster(roster, _now_ms()))
+        except BadSignature as error:
+            _log.error("the coordinator's roster is refused, the one before stays: %s", error)
 
     async def _keep(self, head: msg.Head) -> None:
         """A head becomes a file first, then an event: the file is what others ask this site for."""
         try:
             signed = self._witness.check(head)
-            await in_thread(self._witness.keep, signed)
+            new = await in_thread(self._witness.keep, signed)
         except (BadSignature, IntegrityError) as error:
             _log.error("the coordinator's journal: %s", error)
             return
@@ -254,7 +300,8 @@ class Desk:
         )
         # The news came just before its head: one write of the journal for both.
         published, self._published = self._published, []
-        self._owner.submit(*published, witnessed)
+        if new or published:
+            self._owner.submit(*published, *([witnessed] if new else []))
 
 
 def _now_ms() -> int:

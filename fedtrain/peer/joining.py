@@ -11,13 +11,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedtrain.errors import UnreachableError
+from fedtrain.errors import BusyError, UnreachableError
+from fedtrain.peer.egress import FILE as EGRESS_FILE, keep_enrolment
 from fedtrain.trust.certificates import read_certificate
 from fedtrain.trust.diagnosis import explain_unreachable
 from fedtrain.trust.folders import Application, MemberKeys, begin_join, finish_join
+from fedtrain.trust.identity import Role
 from fedtrain.trust.invites import Invite, decode_invite
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.options import channel_credentials
+from fedtrain.wire.traffic import SocketMeter
 from fedtrain.wire.values import Admission, SigningRequest
 
 PATIENCE_S = 20.0
@@ -51,33 +54,51 @@ def join(invite_line: str, folder: Path, patience_s: float = PATIENCE_S) -> Join
     Raises:
         ConfigError: the line is cut off, mistyped or expired, or the folder belongs to somebody else.
         RefusedError: the invite was used with another key.
+        BusyError: the coordinator takes in nobody for longer than `patience_s`.
         UnreachableError: nobody answered for `patience_s`; the same line may be used again.
         RemoteError: the answer is not what the invite promised; nothing is saved.
     """
     invite = decode_invite(invite_line, _now_ms())
     state = folder / "state"
     application = begin_join(state, invite)
-    admission = asyncio.run(_enrol(invite, application, patience_s))
-    keys = finish_join(state, invite, application, admission.certificate_pem, admission.message_key)
+    admission, sent_bytes = asyncio.run(_enrol(invite, application, patience_s))
+    keys = finish_join(
+        state,
+        invite,
+        application,
+        admission.certificate_pem,
+        admission.message_key,
+        admission.chain_pem,
+        admission.intermediates_pem,
+    )
+    if keys.membership.role is Role.SITE:
+        keep_enrolment(state / EGRESS_FILE, sent_bytes)
     return _report(folder, keys)
 
 
-async def _enrol(invite: Invite, application: Application, patience_s: float) -> Admission:
-    credentials = channel_credentials(invite.key_pem, invite.certificate_pem, invite.ca_pem)
+async def _enrol(invite: Invite, application: Application, patience_s: float) -> tuple[Admission, int]:
+    credentials = channel_credentials(invite.key_pem, invite.chain_pem, invite.ca_pem)
     async with CoordinatorClient(invite.address, credentials, invite.server_name) as client:
         request = SigningRequest(application.csr_pem, application.message_key.public)
+        meter = SocketMeter(int(invite.address.rpartition(":")[2]))
         end = time.monotonic() + patience_s
         pause_s = 0.1
         while True:
+            wait_s = pause_s
             try:
-                return await client.enrol(request)
+                admission = await client.enrol(request)
+                return admission, meter.look()
+            except BusyError as error:
+                wait_s = max(pause_s, error.retry_after_ms / 1000)
+                if time.monotonic() + wait_s >= end:
+                    raise
             except UnreachableError as error:
-                if time.monotonic() + pause_s >= end:
+                if time.monotonic() + wait_s >= end:
                     why = explain_unreachable(invite.facts, invite.address, str(error), _now_ms())
                     raise UnreachableError(
                         f"{why} (tried for {patience_s:.0f} s; the same invite can be used again)"
                     ) from error
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(wait_s)
             pause_s = min(2 * pause_s, 2.0)
 
 

@@ -8,14 +8,18 @@ the byte that the coordinator names, and an equal commit gets an equal receipt.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from fedtrain.core.agent import UploadAcknowledged
 from fedtrain.core.messages import Commit, Missing, Offer, Receipt
 from fedtrain.core.orders import ORDER_ID, Order, OrderKind, Result
 from fedtrain.errors import BadMailbox, BadSignature, RemoteError
+from fedtrain.peer.egress import Account
 from fedtrain.peer.jobs import in_thread
 from fedtrain.storage.filesystem import disk_errors
 from fedtrain.storage.mailbox import Mailbox, entries
@@ -32,8 +36,18 @@ class UpdateSink(Protocol):
     async def offer(self, offer: Offer) -> Missing:
         """What the other side lacks."""
 
-    async def send_file(self, path: Path, digest: str, size_bytes: int, offset: int = 0) -> Missing:
-        """Send from `offset` on, hashing; `IntegrityError` if the file is not `digest`."""
+    async def send_file(
+        self,
+        path: Path,
+        digest: str,
+        size_bytes: int,
+        offset: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> Missing:
+        """Send from `offset` on, hashing; `IntegrityError` if the file is not `digest`.
+
+        `progress` gets the position reached, in bytes.
+        """
 
     async def commit(self, commit: Commit) -> Receipt:
         """Make it count."""
@@ -47,16 +61,24 @@ class Outbox:
         sink: the coordinator.
         key: signs commits.
         coordinator_public: verifies receipts.
+        account: of what leaves the site.
     """
 
     def __init__(
-        self, folder: Path, mailbox: Mailbox, sink: UpdateSink, key: MessageKey, coordinator_public: str
+        self,
+        folder: Path,
+        mailbox: Mailbox,
+        sink: UpdateSink,
+        key: MessageKey,
+        coordinator_public: str,
+        account: Account,
     ) -> None:
         self._folder = folder
         self._mailbox = mailbox
         self._sink = sink
         self._key = key
         self._coordinator_public = coordinator_public
+        self._account = account
 
     def create(self) -> None:
         """Make the folder if it is missing."""
@@ -71,12 +93,15 @@ class Outbox:
             IntegrityError, BadMailbox: the file is not what the result says; it is never committed.
             RemoteError, RefusedError: the coordinator does not take it, or signs something else.
         """
-        path = await in_thread(self._take_over, result)
+        path = await in_thread(self.take_over, result)
         missing = await self._sink.offer(Offer(order.id, result.digest, result.size_bytes))
         for _ in range(SENDS_MAX):
             if missing.offset == result.size_bytes:
                 break
-            missing = await self._sink.send_file(path, result.digest, result.size_bytes, missing.offset)
+            with self._account.upload(order, result, missing.offset) as progress:
+                missing = await self._sink.send_file(
+                    path, result.digest, result.size_bytes, missing.offset, progress
+                )
         else:
             raise RemoteError(
                 f"the coordinator still lacks bytes of {order.id} from {missing.offset} on, after "
@@ -100,7 +125,7 @@ class Outbox:
             if name.removesuffix(".part") not in known or not ORDER_ID.fullmatch(name):
                 self.forget(name)
 
-    def _take_over(self, result: Result) -> Path:
+    def take_over(self, result: Result) -> Path:
         """The file in our own folder, moved there unless it is there already.
 
         The trainer may still hold it open, so the bytes are hashed again when they are sent; but no
@@ -158,6 +183,19 @@ class Outbox:
         statements.verify(statement, self._coordinator_public, signature_bytes(receipt.signature))
 
 
+def acknowledgement(receipt: Receipt, at_ms: int) -> UploadAcknowledged:
+    """What the journal keeps of a verified receipt: all of it."""
+    return UploadAcknowledged(
+        at_ms=at_ms,
+        order=receipt.order,
+        blob=receipt.digest,
+        outcome=receipt.outcome,
+        epoch=receipt.epoch,
+        signed_ms=receipt.at_ms,
+        signature=receipt.signature,
+    )
+
+
 def signature_bytes(text: str) -> bytes:
     """A signature as the wire spells it; `BadSignature` if it is not hexadecimal."""
     try:
@@ -167,10 +205,13 @@ def signature_bytes(text: str) -> bytes:
 
 
 def _renamed(inside: int, name: str, target: Path) -> bool:
-    """Move within one file system; False if the two folders lie on different ones."""
-    if os.fstat(inside).st_dev != target.parent.stat().st_dev:
-        return False
-    os.rename(name, target, src_dir_fd=inside)
+    """Move within one mount; False across two, which may be of one file system (volumes of containers)."""
+    try:
+        os.rename(name, target, src_dir_fd=inside)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            return False
+        raise
     return True
 
 

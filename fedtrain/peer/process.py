@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 
 from fedtrain.core.agent import AgentState
 from fedtrain.errors import ConfigError, UnreachableError
 from fedtrain.peer.agent import Agent
+from fedtrain.peer.egress import FILE as EGRESS_FILE
+from fedtrain.peer.renewal import SPREAD, Renewals
 from fedtrain.peer.settings import AgentSettings
 from fedtrain.storage.journal import Journal
 from fedtrain.storage.snapshots import Snapshots
-from fedtrain.trust.folders import MemberKeys, load_member
+from fedtrain.trust.certificates import read_certificate
+from fedtrain.trust.diagnosis import explain_expired
+from fedtrain.trust.folders import TLS_CERTIFICATE, MemberKeys, load_member
 from fedtrain.trust.identity import Role
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.options import channel_credentials
@@ -37,7 +42,8 @@ def run(settings: AgentSettings, once: bool = False) -> None:
     trainer that the site starts itself), delivers what is ready, and leaves.
 
     Raises:
-        ConfigError: the folder is not a joined site's, or belongs to another one.
+        ConfigError: the folder is not a joined site's, belongs to another one, or holds a certificate
+            that has expired.
         RefusedError: the coordinator does not accept this site.
         UnreachableError: with `once`, nobody answered; without, it is tried for ever.
         StorageError: another agent runs on the folder, or the disk refuses.
@@ -62,6 +68,9 @@ def _check(settings: AgentSettings, keys: MemberKeys) -> None:
             file=str(settings.data_file),
             key="site",
         )
+    facts, now_ms = read_certificate(keys.certificate_pem), time.time_ns() // 1_000_000
+    if now_ms >= facts.not_after_ms:
+        raise ConfigError(explain_expired(facts, now_ms), file=str(settings.state / TLS_CERTIFICATE))
     for clause in settings.unenforced:
         _log.warning("%s", clause)
 
@@ -73,7 +82,7 @@ async def _run(settings: AgentSettings, keys: MemberKeys, once: bool) -> bool:
     )
     if journal.note:
         _log.warning("%s", journal.note)
-    credentials = channel_credentials(keys.tls_key_pem, keys.certificate_pem, keys.ca_pem)
+    credentials = channel_credentials(keys.tls_key_pem, keys.chain_pem, keys.ca_pem)
     server_name = keys.membership.server_name
     try:
         async with CoordinatorClient(
@@ -81,19 +90,26 @@ async def _run(settings: AgentSettings, keys: MemberKeys, once: bool) -> bool:
         ) as client:
             agent = Agent(settings, keys, client, journal, Snapshots(journal, AgentState))
             client.follow(agent.desk.epochs)
-            return await _serve(agent, once)
+            client.account(agent.account.tally)
+            agent.account.keep_in(settings.state / EGRESS_FILE, journal)
+            # Sites that wake now and then are spread already, and may sleep beyond a moment drawn later.
+            spread = 0.0 if once else SPREAD
+            renewals = Renewals(settings.state, keys, client, agent.session, agent.desk, spread)
+            return await _serve(agent, renewals, once)
     finally:
         journal.close()
 
 
-async def _serve(agent: Agent, once: bool) -> bool:
+async def _serve(agent: Agent, renewals: Renewals, once: bool) -> bool:
     stop = _stop_signals()
     ends: set[asyncio.Future[int] | asyncio.Future[None]] = {stop, agent.failed}
     try:
         await agent.start()
         ends.add(asyncio.create_task(agent.session.keep()))
         if once:
-            ends.add(asyncio.create_task(see_through(agent)))
+            ends.add(asyncio.create_task(see_through(agent, renewals)))
+        else:
+            agent.background(renewals.keep())
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in done:
             end.result()
@@ -108,8 +124,8 @@ async def _serve(agent: Agent, once: bool) -> bool:
         await agent.stop()
 
 
-async def see_through(agent: Agent) -> None:
-    """What `once` does between coming and leaving.
+async def see_through(agent: Agent, renewals: Renewals) -> None:
+    """What `once` does between coming and leaving: it renews its certificate, then it works.
 
     Raises `UnreachableError` if no session could be opened in time.
     """
@@ -118,6 +134,9 @@ async def see_through(agent: Agent) -> None:
             await agent.session.attached.wait()
     except TimeoutError as error:
         raise UnreachableError(f"{agent.session.failure} (tried for {ONCE_PATIENCE_S:.0f} s)") from error
+    if renewals.due:
+        await renewals.attempt()
+    agent.background(renewals.keep())
     try:
         async with asyncio.timeout(ONCE_IDLE_S):
             await agent.until(lambda: bool(agent.state.in_hand))

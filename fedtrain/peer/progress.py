@@ -15,6 +15,8 @@ _log = logging.getLogger("fedtrain.peer")
 LOG_EVERY_MS = 10_000
 PHASE_CHARACTERS_MAX = 64
 
+HELD_PHASE = "held for release at the site"
+
 
 class ProgressBook:
     """Turns the trainers' own counters into the agent's, which never fall.
@@ -65,6 +67,15 @@ class ProgressBook:
         self._seen = seen
         self._log([reported[order] for order in seen if order in reported], now_ms)
         return tuple(_fit(current, counter) for current, counter in seen.values())
+
+    def waiting(self, held: Collection[str]) -> tuple[Progress, ...]:
+        """Updates that wait for a person of the site: alive, for as long as the agent is.
+
+        So the round waits for them until its deadline, and not just for its patience.
+        """
+        if held:
+            self._counter += 1
+        return tuple(Progress(order, self._counter, phase=HELD_PHASE) for order in sorted(held))
 
     def _log(self, reported: Sequence[Progress], now_ms: int) -> None:
         if not reported or now_ms - self._logged_ms < LOG_EVERY_MS:

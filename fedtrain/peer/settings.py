@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedtrain.core.contract import Contract
@@ -22,6 +23,11 @@ class AgentSettings:
         launch: `process`, the agent starts the trainer; or `external`, the site does.
         contract: what orders are held against.
         data_file: the `peer.yaml` in which the trainer finds its data sets.
+        isolation: `auto`, the walls around a launched trainer that the kernel grants; `required`, all of
+            them or none is started; `none`.
+        trainer_user: name or number of the account that a launched trainer runs under; "" for ours.
+        data_files: data set -> patterns of its files, as the trainer finds them; none where its format
+            reads no files.
         trainer_threads: threads of the trainer's arithmetic; its results depend on it.
         unenforced: clauses that this version does not enforce, one sentence each, told at the start.
     """
@@ -35,5 +41,8 @@ class AgentSettings:
     launch: str
     contract: Contract
     data_file: Path
+    isolation: str = "auto"
+    trainer_user: str = ""
+    data_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     trainer_threads: int = 1
     unenforced: tuple[str, ...] = ()

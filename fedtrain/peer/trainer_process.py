@@ -1,6 +1,7 @@
 """The trainer's process where the agent launches it: started when there is work, ended with the agent.
 
-It is started in a session of its own, with none of the site's keys among its arguments. Its
+It is started in a session of its own, with none of the site's keys among its arguments, none of our
+descriptors, and of our environment only what a trainer needs. Its
 standard input is a pipe of the agent's: when the agent dies, however it dies, the pipe ends and the
 trainer with it, so that a restarted agent never shares its mailbox with a leftover.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedtrain.peer.jobs import in_thread
+from fedtrain.peer.launching import trainer_environment
 from fedtrain.wire.status import printable
 
 _log = logging.getLogger("fedtrain.peer")
@@ -125,6 +127,7 @@ class TrainerProcess:
         never all at rest."""
         return subprocess.Popen(
             self._command,
+            env=trainer_environment(os.environ),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -1,6 +1,7 @@
 """The coordinator's signed journal heads, kept at the site: rewriting history then needs its help.
 
-heads/<sequence>.json    a `storage.chain.SignedHead`, as `audit verify --heads` reads it
+heads/<sequence>.json          a `storage.chain.SignedHead`, as `audit verify --heads` reads it
+heads/<sequence>.<hash>.json   another one of the same row: evidence that two histories were told
 """
 
 from __future__ import annotations
@@ -42,27 +43,34 @@ class Witness:
         verify_head(signed.message(), self._public, signature_bytes(head.signature))
         return signed
 
-    def keep(self, signed: SignedHead) -> None:
-        """Store a checked head for good.
+    def keep(self, signed: SignedHead) -> bool:
+        """Store a checked head for good; False if it is here already.
 
-        Raises `IntegrityError` if another head with this sequence is kept already: the coordinator
-        has signed two histories.
+        Raises `IntegrityError` if another head of this row is here: the coordinator has signed two
+        histories. The second one is kept too, because the two together prove it to anybody.
         """
         path = self._folder / f"{signed.sequence}.json"
         with disk_errors(f"keep the coordinator's head in {self._folder}"):
             self._folder.mkdir(parents=True, exist_ok=True)
             kept = path.read_bytes() if path.exists() else b""
         if not kept:
-            # Not synced: the agent's journal holds the same head, and that is.
-            with disk_errors(f"keep the coordinator's head in {self._folder}"):
-                draft = path.with_suffix(".part")
-                draft.write_bytes(canonical.encode(signed))
-                draft.replace(path)
-        elif _hash_in(kept) != signed.hash:
-            raise IntegrityError(
-                f"the coordinator signed two different heads at row {signed.sequence} of its journal: keep "
-                f"{path} and tell the other sites"
-            )
+            self._write(path, signed)
+            return True
+        if _hash_in(kept) == signed.hash:
+            return False
+        second = path.with_name(f"{signed.sequence}.{signed.hash[:16]}.json")
+        self._write(second, signed)
+        raise IntegrityError(
+            f"the coordinator signed two different heads of row {signed.sequence} of its journal, which "
+            f"proves that it tells two histories: show {path} and {second} to the other sites"
+        )
+
+    def _write(self, path: Path, signed: SignedHead) -> None:
+        # Not synced: the agent's journal holds the same head, and that is.
+        with disk_errors(f"keep the coordinator's head in {self._folder}"):
+            draft = path.with_name(f"{path.name}.part")
+            draft.write_bytes(canonical.encode(signed))
+            draft.replace(path)
 
 
 def _hash_in(kept: bytes) -> str:

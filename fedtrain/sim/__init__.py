@@ -10,7 +10,7 @@ bit. `python -m fedtrain.sim --help` says how to run many worlds and how to repe
     choice       which part of a world happens: all of it, or what is left of it
     minimise     the smallest part of a failing world that still fails
     scene        what every part of a world shares: clock, chance, plan, transcript
-    plan         what a seed draws: sites, runs, a standby, with the rates of `faults`
+    plan         what a seed draws: sites, runs, a standby, what people decide (`acts`), the rates of `faults`
     process      something that lives, stops, crashes at a chosen place, and starts again
     disk         journals that refuse, blobs, partial transfers, flipped bits
     calls        what travels, over the `network`: lost, doubled, delayed, slow, cut off one way or both
@@ -19,8 +19,10 @@ bit. `python -m fedtrain.sim --help` says how to run many worlds and how to repe
     succession   backups, restores, a standby that takes over
     site         the agent's shell, with its calls (`asking`), `outbox` and `models`
     trainer      the process that works for a while, dies, hangs or fails
+    operators    they start, steer and take back runs, and decide who belongs to the consortium
+    owners       a site's own people: yes and no to runs, and a look at what leaves
     liar         somebody with a site's certificate and bad intent
-    auditor      the account that does not ask the core: a `history` per journal, with `ledger` and
-                 `recomputation`
+    auditor      the account that does not ask the core: a `history` per journal, with `conduct`, `ledger`,
+                 `account`, `wayback` and `recomputation`; a `permission` per site
     world        all of it, from a seed to a verdict
 """

@@ -16,6 +16,7 @@ from fedtrain.sim.clock import Clock
 from fedtrain.sim.history import History, Known
 from fedtrain.sim.journals import JournalWatch
 from fedtrain.sim.numbers import initial_weights, update_of
+from fedtrain.sim.permission import Permission
 from fedtrain.sim.plan import Plan
 from fedtrain.sim.recomputation import sha256
 from fedtrain.sim.violation import Violation, demand
@@ -38,6 +39,7 @@ class Auditor:
         self._liars = frozenset(site.name for site in plan.sites if site.lies)
         self._known = Known(self._honest, clock, plan.clear_ms)
         self._watches: dict[str, JournalWatch] = {}
+        self._permissions: dict[str, Permission] = {}
 
     # -- journals and states ------------------------------------------------------------------------
 
@@ -51,6 +53,7 @@ class Auditor:
         """From now on this is the site's journal."""
         kinds: Mapping[str, type] = agent.AGENT_EVENTS
         self._watches[name] = JournalWatch(name, journal, agent.step, kinds, agent.AgentState())
+        self._permissions[name] = Permission(name)
 
     def reigns(self, epoch: int, history: History) -> None:
         """A life of this epoch begins: no two lives that differ in what they know may share one."""
@@ -70,6 +73,8 @@ class Auditor:
         stays until a version counts it.
         """
         self._watches[name].stepped(state)
+        self._permissions[name].happened(event)
+        self._permissions[name].decided(effects)
         if isinstance(event, agent.UploadAcknowledged) and event.outcome != "late_residual":
             given_up = [effect.order for effect in effects if isinstance(effect, agent.Discard)]
             trained = [order for order in given_up if parse_order_id(order)[1] > 0]
@@ -84,7 +89,8 @@ class Auditor:
 
     def site_restarted(self, name: str, state: agent.AgentState) -> None:
         """A site replayed its journal to this state after a crash."""
-        self._watches[name].missed()
+        for event, _, _ in self._watches[name].missed():
+            self._permissions[name].happened(event)
         self._watches[name].compare(state)
 
     def close(self) -> None:

@@ -10,12 +10,24 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fedtrain.errors import ConfigError
+from fedtrain.sim.acts import NOTHING, SiteActs
 from fedtrain.sim.clock import START_MS
 from fedtrain.sim.plan import Plan, RunPlan, SitePlan
 
 _GROUP = re.compile(r"\s*(?P<name>[^;]*[^;\s/])/(?P<ordinals>\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\s*")
+ACTS = {
+    "revoked": "operator revokes",
+    "quarantined": "operator quarantines",
+    "withdrawn": "withdraws",
+    "approves_ms": "approves by hand",
+    "holds": "holds updates",
+    "opens_ms": "keeps hours",
+}
+"""Field of `acts.SiteActs` -> the word for it in a key."""
+
 RANGE_MAX = 100_000
 """Faults in one range of a text; a world draws some thousand times."""
 
@@ -68,6 +80,9 @@ def planned(plan: Plan) -> list[str]:
     for run in plan.runs:
         keys += [] if run.paused_ms is None else [f"operator pauses/{run.spec.run}/1"]
         keys += [] if run.stopped_ms is None else [f"operator stops/{run.spec.run}/1"]
+    keys += [f"operator takes back/{run}/1" for run in plan.ways_back]
+    for name, acts in plan.acts.items():
+        keys += [f"{word}/{name}/1" for field, word in ACTS.items() if getattr(acts, field)]
     return keys
 
 
@@ -89,7 +104,30 @@ def reduced(plan: Plan, choice: Choice) -> Plan:
         if choice.allows(f"clock is off/{name}/1")
     }
     succession = plan.succession if choice.allows("standby takes over/coordinator/1") else None
-    return replace(plan, sites=sites, runs=runs, clock_offsets_ms=offsets, succession=succession)
+    ways_back = {
+        run.spec.run: plan.ways_back[run.spec.run]
+        for run in runs
+        if run.spec.run in plan.ways_back and choice.allows(f"operator takes back/{run.spec.run}/1")
+    }
+    return replace(
+        plan,
+        sites=sites,
+        runs=runs,
+        clock_offsets_ms=offsets,
+        succession=succession,
+        acts={name: _acts(name, acts, choice) for name, acts in plan.acts.items() if name in names},
+        ways_back=ways_back,
+    )
+
+
+def _acts(site: str, acts: SiteActs, choice: Choice) -> SiteActs:
+    """Without what was not chosen."""
+    off: dict[str, Any] = {
+        field: getattr(NOTHING, field)
+        for field, word in ACTS.items()
+        if not choice.allows(f"{word}/{site}/1")
+    }
+    return replace(acts, **off)
 
 
 def _site(site: SitePlan, choice: Choice) -> SitePlan:

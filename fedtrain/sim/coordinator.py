@@ -168,8 +168,11 @@ class Coordinator(Process):
             if body.proven:
                 self.submit(ev.Fenced(self.now_ms, body.epoch, source))
             return
+        member = self.state.members.get(source)
+        if member is not None and member.revoked:
+            return  # its calls fail in the handshake or at the gate
         if isinstance(body, Request):
-            if source in self.state.members:
+            if member is not None:
                 self.intake.answer(source, body)
         else:
             self.sessions.hear(source, body)
@@ -199,6 +202,10 @@ class Coordinator(Process):
                 self._publish(effect)
             case fx.Collect():
                 self.making.collect(effect)
+            case fx.Restore():
+                self.making.restore(effect)
+            case fx.Expel():
+                self.sessions.expel(effect.name)
             case fx.Retire():
                 self.later(0, self._retire)
 

@@ -14,7 +14,9 @@ from fedtrain.core.driver import run_of
 from fedtrain.core.orders import Order
 from fedtrain.core.ports import MemoryJournal
 from fedtrain.core.state import State
+from fedtrain.sim.account import Fate
 from fedtrain.sim.clock import Clock
+from fedtrain.sim.conduct import REVOKED, Conduct
 from fedtrain.sim.journals import JournalWatch
 from fedtrain.sim.ledger import Ledger
 from fedtrain.sim.recomputation import Chain
@@ -57,6 +59,7 @@ class History:
         self._world = world
         self._sessions: dict[str, str] = {}
         self._enrolled: set[str] = set()
+        self._conduct = Conduct()
         self._receipts: dict[str, msg.Receipt] = {}
         self._fenced = 0
         kinds: Mapping[str, type] = ev.EVENTS
@@ -92,10 +95,13 @@ class History:
         if broken:
             raise Violation("; ".join(broken))
         self._members(event)
-        for name, ledger in self.ledgers.items():
-            about = run_of(event)
-            if about in ("", name) and not ledger.ended:
-                ledger.happened(event, self._sessions)
+        about = run_of(event)
+        goes_on = [name for name, ledger in self.ledgers.items() if not ledger.ended]
+        for name in goes_on:
+            if about in ("", name):
+                self.ledgers[name].happened(event, self._sessions)
+        if about == "" or about in goes_on:
+            self._taken_out(event)
         for effect in effects:
             if isinstance(effect, fx.Acknowledge):
                 self._ledger_of(effect.order).acknowledged(effect, event)
@@ -108,7 +114,14 @@ class History:
         for effect in effects:
             self._decided(effect)
         for ledger in self.ledgers.values():
-            ledger.complete(self._sessions, self._enrolled)
+            ledger.complete(self._sessions, self._enrolled - set(self._conduct.out))
+
+    def _taken_out(self, event: ev.Event) -> None:
+        """Who has lost its part in all runs, and who may take part again."""
+        out = self._conduct.happened(event, self._enrolled)
+        for ledger in self.ledgers.values() if out else ():
+            if not ledger.ended:
+                ledger.take_out(out, Fate.FAILED, self._conduct.out[out])
 
     def _obeyed_another(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> bool:
         """Whether somebody else rules: then nothing may be decided here until a life of a higher epoch."""
@@ -131,10 +144,12 @@ class History:
                 self._enrolled.add(event.name)
             case ev.Booted():
                 self._sessions.clear()
-            case ev.SiteAttached():
+            case ev.SiteAttached() if self._conduct.out.get(event.site) != REVOKED:
                 self._sessions[event.site] = event.session
             case ev.SiteLost():
                 self._sessions.pop(event.site, None)
+            case ev.MemberRevoked():
+                self._sessions.pop(event.name, None)
             case ev.RunSubmitted() if event.spec.run not in self.ledgers:
                 chain = Chain(event.spec, self._world.blobs)
                 self.ledgers[event.spec.run] = Ledger(event.spec, chain, self._world.honest)
@@ -145,12 +160,16 @@ class History:
     def _decided(self, effect: fx.Effect) -> None:
         match effect:
             case fx.Invite():
+                why = self._conduct.out.get(effect.order.site)
+                demand(why is None, "I5", f"{effect.order.id} was handed out, and its site was {why}")
                 self.ledgers[effect.order.run].invited(effect, self._sessions, self._world.clock.now_ms)
             case fx.SetTimer() if effect.timer.startswith("deadline."):
                 _, index, attempt = effect.timer.split(".")
                 self.ledgers[effect.run].opened(int(index), int(attempt), self._world.clock.now_ms)
             case fx.Aggregate():
                 self.ledgers[effect.run].aggregate(effect)
+            case fx.Restore():
+                self.ledgers[effect.run].restore(effect)
             case fx.Publish():
                 newest = len(self.ledgers[effect.run].chain.digests) - 1
                 demand(effect.version == newest, "I3", f"{effect.version} is published, {newest} is newest")

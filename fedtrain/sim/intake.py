@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedtrain.core import events as ev, messages as msg
 from fedtrain.core.cohort import expected_sites
+from fedtrain.core.conduct import implausible
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.uploads import Admission, admit
 from fedtrain.errors import IntegrityError, RemoteError
@@ -73,7 +74,8 @@ class Intake:
         owner = self._owner
         data = owner.disk.store.blobs.get(fetch.digest) if self._on_offer(site, fetch.digest) else None
         if data is None:
-            owner.history.lacks(fetch.digest)
+            if site not in owner.state.quarantined:
+                owner.history.lacks(fetch.digest)
             self._respond(site, request, Refusal("no such blob"))
             return
         end = fetch.offset + PIECE_BYTES
@@ -194,7 +196,10 @@ class Intake:
             return "a value is not finite"
         if order.kind is OrderKind.SEED:
             return "" if commit.layout == LAYOUT else "the model has another layout"
-        return "" if 0 < commit.weight <= WEIGHT_MAX else f"a weight of {commit.weight} is not valid"
+        if not 0 < commit.weight <= WEIGHT_MAX:
+            return f"a weight of {commit.weight} is not valid"
+        declared = self._owner.state.declared.get(order.site)
+        return implausible(declared, order, commit.weight, commit.steps)
 
     def _reject(self, site: str, request: Request, commit: msg.Commit, reason: str) -> None:
         owner = self._owner

@@ -5,54 +5,24 @@ The core's state is looked at for one thing only, the records, because they are 
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.core.state import RoundRecord
+from fedtrain.sim.account import AT_WORK, KEPT, Account, Fate, check_quorum
 from fedtrain.sim.recomputation import Chain
 from fedtrain.sim.violation import demand
+from fedtrain.sim.wayback import WayBack
 
-
-class Fate(enum.StrEnum):
-    """What became of an order, in the words that a record uses."""
-
-    INVITED = "invited"
-    WORKING = "working"
-    STORED = "stored"
-    REFUSED = "refused"
-    FAILED = "failed"
-    LOST = "lost"
-    LATE = "late"
-    DONE = "done"
-
-
-AT_WORK = (Fate.INVITED, Fate.WORKING)
 RECOVERY_MS = 60_000
 """So long after faults every process that was stopped, down or to be restored is back."""
 
 SLACK_MS = 15_000
 """A round may be open for so much longer than its deadline: a restart within it takes its time."""
-
-KEPT = (*AT_WORK, Fate.STORED, Fate.DONE)
-"""Fates that keep a seat when an attempt is abandoned."""
-
-
-@dataclass
-class Account:
-    """One order. `seated` until its round is over or its seat was given up."""
-
-    order: Order
-    fate: Fate = Fate.INVITED
-    seated: bool = True
-    blob: str = ""
-    weight: int = 0
-    outcome: str = ""
-    versions: list[int] = field(default_factory=list)
 
 
 class Ledger:
@@ -84,6 +54,7 @@ class Ledger:
         self._paused = False
         self._busy: dict[str, str] = {}
         self._new_attempt = False
+        self._back = WayBack(chain)
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -109,6 +80,11 @@ class Ledger:
                 self._free(event.order)
             case ev.BlobDamaged():
                 self._damaged(event)
+            case ev.ConsentWithdrawn():
+                self._refusals[event.site] = sessions.get(event.site, "")
+                self.take_out(event.site, Fate.REFUSED, "withdrawn")
+            case ev.RunRolledBack():
+                self._back.asked(event.version)
             case ev.SiteLost():
                 self._busy.pop(event.site, None)
                 self._turn_site(event.site, AT_WORK, Fate.LOST)
@@ -141,6 +117,28 @@ class Ledger:
                 account.fate, account.outcome, account.blob = Fate.WORKING, "", ""
             self._closed = None
 
+    def take_out(self, site: str, fate: Fate, why: str) -> None:
+        """The site has left: nothing of it that no version counts may ever count, also by its residual.
+
+        A sum that was to hold some of it is not wanted any more.
+        """
+        self._busy.pop(site, None)
+        self._returned.pop(site, None)
+        summed = {item.order for item in self._closed.contributions} if self._closed else set()
+        for name, account in self.orders.items():
+            if account.order.site != site or account.versions:
+                continue
+            if account.order.kind is OrderKind.TRAIN or not account.outcome:
+                account.barred = why
+            open_seat = account.seated and (
+                account.fate in (*AT_WORK, Fate.LOST)
+                or (account.fate is Fate.STORED and account.order.kind is OrderKind.TRAIN)
+            )
+            if open_seat:
+                account.fate = fate
+            if name in summed:
+                self._closed = None
+
     def _free(self, order: str) -> None:
         """The site is not at work on this order any more, if it was late with it."""
         for site in [site for site, late in self._busy.items() if late == order]:
@@ -164,6 +162,9 @@ class Ledger:
         demand(account is not None, "I1", f"{effect.order} was acknowledged and never handed out")
         assert account is not None, "demanded above"
         demand(not account.outcome, "I1", f"{effect.order} was acknowledged twice")
+        demand(
+            not account.barred, "I5", f"{effect.order} was acknowledged, and its site was {account.barred}"
+        )
         demand(
             isinstance(event, (ev.UpdateStored, ev.ModelSeeded))
             and (event.order, event.blob) == (effect.order, effect.blob),
@@ -218,6 +219,7 @@ class Ledger:
         refused = self._refusals.get(order.site)
         demand(refused is None or refused != session, "I5", f"{where} though the site has refused")
         demand(not self._paused and not self.ended, "I5", f"{where} though the run is paused or over")
+        demand(self._back.target is None, "I3", f"{where} while version {self._back.target} is restored")
         self._check_model(order)
         self.orders[order.id] = Account(order)
 
@@ -246,6 +248,7 @@ class Ledger:
 
     def complete(self, sessions: dict[str, str], enrolled: set[str]) -> None:
         """A step is over: an open attempt waits for somebody, a new one has a seat for all who are free."""
+        self._back.pursued()
         if self.ended or self._closed is not None or self._round not in self._unrecorded:
             return
         seats = {a.order.site: a for a in self.orders.values() if a.seated}
@@ -270,6 +273,18 @@ class Ledger:
         most_ms = self.spec.deadline_ms + SLACK_MS
         demand(open_ms <= most_ms, "I10", f"round {self._round} is open for {open_ms} ms")
 
+    def restore(self, effect: fx.Restore) -> None:
+        """The way back is asked for: all that was under way, or would follow from it, is over."""
+        self._back.begun(effect)
+        self._closed = None
+        self._busy.clear()
+        self._parents.clear()
+        self._returned.clear()
+        for account in self.orders.values():
+            account.seated = False
+            if not account.versions:
+                account.barred = account.barred or "on a path that was left"
+
     def aggregate(self, effect: fx.Aggregate) -> None:
         """A round is closed: what it counts has to be what was acknowledged for it, and a quorum."""
         if self._closed is not None:
@@ -277,9 +292,15 @@ class Ledger:
             return
         seats = {a.order.site: a for a in self.orders.values() if a.seated}
         fresh = [a for a in seats.values() if a.fate is Fate.STORED]
-        late = [a for a in self.orders.values() if a.outcome == "late_next_round" and not a.versions]
+        late = [
+            a
+            for a in self.orders.values()
+            if a.outcome == "late_next_round" and not a.versions and not a.barred
+        ]
         due = sorted((*fresh, *late), key=lambda a: (a.order.site, -a.order.round))
         named = [item.order for item in effect.contributions]
+        barred = [name for name in named if self.orders[name].barred]
+        demand(not barred, "I5", f"round {effect.round} counts {barred}, whose sites were taken out")
         demand(
             named == [a.order.id for a in due],
             "I1",
@@ -293,7 +314,7 @@ class Ledger:
             fits = math.isclose(item.weight, weight)
             demand(fits, "I2", f"{item.order} weighs {item.weight}, not {weight}")
         demand(effect.base_version == effect.round - 1, "I3", f"base version {effect.base_version}")
-        self._check_quorum(effect.round, fresh, seats)
+        check_quorum(self.spec, effect.round, fresh, seats, self._weights)
         for account in seats.values():
             if account.fate in AT_WORK:
                 account.fate = Fate.LATE
@@ -301,15 +322,6 @@ class Ledger:
                     self._busy[account.order.site] = account.order.id
         self._closed = effect
         self.chain.compute(effect)
-
-    def _check_quorum(self, index: int, fresh: list[Account], seats: dict[str, Account]) -> None:
-        demand(len(fresh) >= self.spec.quorum, "I7", f"round {index} closed below its quorum")
-        known = [self._weights[site] for site in seats if site in self._weights]
-        mean = sum(known) / len(known)
-        total = sum(self._weights.get(site, mean) for site in seats)
-        held = sum(self._weights[account.order.site] for account in fresh)
-        enough = held / total >= self.spec.quorum_share - 1e-6
-        demand(enough, "I7", f"round {index} closed with a share of {held / total:.2f}")
 
     def blobs_max(self) -> int:
         """Blobs that this run may need: the way to its newest version, updates, and uploads under way."""
@@ -323,6 +335,11 @@ class Ledger:
         new = records[self._records :]
         self._records = len(records)
         for record in new:
+            if record.restored is not None:
+                further = self._back.done(record, event)
+                self.spec = replace(self.spec, rounds=self.spec.rounds + further)
+                self._round = (record.index, record.attempt)
+                continue
             self._check_record(record)
             counts = record.version is not None and record.index > 0
             if counts:
@@ -338,7 +355,8 @@ class Ledger:
         demand(set(record.seats) == set(seats), "I7", f"{where} names {sorted(record.seats)}")
         last = record.index > self.spec.rounds
         for site, account in seats.items():
-            fate = Fate.LATE if last and account.fate in AT_WORK and not self.ended else account.fate
+            cut_short = self.ended or self._back.target is not None
+            fate = Fate.LATE if last and account.fate in AT_WORK and not cut_short else account.fate
             told = record.seats[site]
             demand(told.standing.value == fate.value, "I7", f"{where} has {site} {told.standing}, not {fate}")
             silent = fate in (Fate.REFUSED, Fate.FAILED, Fate.LOST, Fate.LATE)
@@ -354,6 +372,8 @@ class Ledger:
         assert isinstance(event, ev.RoundAggregated), "demanded above"
         demand(record.model_digest == event.model_digest, "I2", "the record names another model")
         self.chain.publish(record.version, event.model_digest, event.delta)
+        if event.snapshot:
+            self._back.snapshot(record.version)
         for name in record.counted:
             self.orders[name].versions.append(record.version)
         for account in self.orders.values():
@@ -370,7 +390,8 @@ class Ledger:
         for name, account in self.orders.items():
             if account.order.kind is not OrderKind.TRAIN or not account.outcome:
                 continue
-            expected = 1 if account.outcome in ("stored", "late_next_round") else 0
+            counts = account.outcome in ("stored", "late_next_round") and not account.barred
+            expected = 1 if counts else 0
             demand(
                 len(account.versions) == expected,
                 "I1",

@@ -141,8 +141,8 @@ class Liar:
         self._upload(replace(story, payload=payload, digest=digest_of(payload)))
 
     def wrong_weight(self, order: str, how: random.Random) -> None:
-        """Zero, negative, or beyond what a float holds."""
-        self._upload(replace(self._story(order, how), weight=how.choice((0, -1, 10**18))))
+        """Zero, negative, beyond what a float holds, or beyond what the site has declared."""
+        self._upload(replace(self._story(order, how), weight=how.choice((0, -1, 10**18, 10**12))))
 
     def byte_by_byte(self, order: str, how: random.Random) -> None:
         """One byte at a time."""
@@ -168,6 +168,10 @@ class Liar:
         how.shuffle(said)
         for message in said:
             self._say(message)
+
+    def taking_back(self, order: str, how: random.Random) -> None:
+        """A withdrawal that the site's people know nothing of."""
+        self._say(msg.Withdrawal(order.split(".", 1)[0], "not ours to say", ""))
 
     def forged_epoch(self, order: str, how: random.Random) -> None:
         """The claim that a coordinator of a far higher epoch has taken over, without its signature."""
@@ -222,6 +226,7 @@ LIES: dict[str, Callable[[Liar, str, random.Random], None]] = {
     "byte by byte": Liar.byte_by_byte,
     "busy for ever": Liar.busy_for_ever,
     "changing its mind": Liar.changing_mind,
+    "taking back": Liar.taking_back,
     "forged epoch": Liar.forged_epoch,
 }
 """What it does, by the name that a transcript shows."""

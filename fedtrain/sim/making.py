@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedtrain.core import effects as fx, events as ev
+from fedtrain.core.rollback import NO_ATTEMPT, restoration, way_to
 from fedtrain.core.state import ENDED, Phase
 from fedtrain.core.versions import blobs_needed
-from fedtrain.sim.numbers import aggregate, digest_of
+from fedtrain.sim.numbers import Version, aggregate, digest_of, to_vector
 from fedtrain.sim.process import Place
 
 if TYPE_CHECKING:
@@ -45,6 +46,33 @@ class Making:
                 owner.submit(made)
 
         owner.later(scene.chance.stream("aggregation", effect.run).randint(20, 1_500), computed)
+
+    def restore(self, effect: fx.Restore) -> None:
+        """Make an earlier version again from its snapshot and deltas, after a while."""
+        owner, scene = self._owner, self._owner.scene
+        place = (effect.run, effect.round, NO_ATTEMPT)
+
+        def computed() -> None:
+            run = owner.state.runs[effect.run]
+            if run.phase is not Phase.RESTORING or restoration(run) != effect or run.model is None:
+                return
+            if scene.strikes(scene.plan.rates.aggregation_fails, "restoration failed", effect.run):
+                owner.submit(ev.AggregationFailed(owner.now_ms, *place, "no space left"))
+                return
+            snapshot, *deltas = (
+                owner.disk.store.blobs[blob] for _, blob, _ in way_to(run.model, effect.version)
+            )
+            public = to_vector(snapshot)
+            for delta in deltas:
+                public = public + to_vector(delta)
+            data = public.tobytes()
+            owner.disk.versions[effect.run, effect.round] = Version(public, public)
+            owner.disk.store.blobs[digest_of(data)] = data
+            owner.fuse.reach(Place.BEFORE_ROW)
+            told = (digest_of(data), digest_of(data), len(data))
+            owner.submit(ev.VersionRestored(owner.now_ms, effect.run, effect.round, *told))
+
+        owner.later(scene.chance.stream("restoration", effect.run).randint(20, 1_500), computed)
 
     def _damaged(self, effect: fx.Aggregate) -> list[ev.Event]:
         """Every update is held against its digest once more before it is read."""

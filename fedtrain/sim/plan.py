@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from fedtrain.core.contract import Contract, Rights
 from fedtrain.core.spec import LatePolicy, RunSpec
+from fedtrain.sim.acts import SiteActs, WayBack, draw_acts
 from fedtrain.sim.clock import JUMPS_MS, START_MS
 from fedtrain.sim.faults import FaultRates, draw_rates
 
@@ -89,6 +90,8 @@ class Plan:
         clock_offsets_ms: process -> by how much its wall clock is off at first.
         succession: None where no standby takes over.
         backup_gap_ms: between two backups of the coordinator's folder.
+        acts: site -> what people decide about it, and in it.
+        ways_back: run -> when its operator takes it back, in order.
     """
 
     seed: int
@@ -100,6 +103,8 @@ class Plan:
     clock_offsets_ms: Mapping[str, int] = field(default_factory=dict)
     succession: SuccessionPlan | None = None
     backup_gap_ms: int = 30_000
+    acts: Mapping[str, SiteActs] = field(default_factory=dict)
+    ways_back: Mapping[str, tuple[WayBack, ...]] = field(default_factory=dict)
 
 
 def draw(seed: int) -> Plan:
@@ -114,6 +119,7 @@ def draw(seed: int) -> Plan:
     shared_by = min(run.spec.minimum for run in runs)
     sites = [_site(chance, name, shared_by, index < spare) for index, name in enumerate(names)]
     clear_ms = START_MS + chance.randint(40_000, 120_000)
+    acts, ways_back = draw_acts(seed, names, names[:spare], [run.spec.run for run in runs], clear_ms)
     return Plan(
         seed=seed,
         sites=tuple(sites),
@@ -123,6 +129,8 @@ def draw(seed: int) -> Plan:
         num_elements=chance.randint(4, 16),
         clock_offsets_ms=_offsets(chance, names),
         succession=_succession(chance, names, clear_ms) if chance.random() < 0.2 else None,
+        acts=acts,
+        ways_back=ways_back,
     )
 
 

@@ -37,6 +37,7 @@ class Chain:
         self._blobs = blobs
         self._velocity: Floats | None = None
         self._pending: tuple[Floats, Floats, Floats | None, str] | None = None
+        self._publics: list[Floats] = []
 
     def seed(self, blob: str) -> None:
         """Version 0 is exactly what was uploaded."""
@@ -44,6 +45,7 @@ class Chain:
         self._public = np.frombuffer(self._blobs[blob], np.float32)
         self._exact = self._public
         self.digests.append(blob)
+        self._publics.append(self._public)
 
     def compute(self, effect: Aggregate) -> None:
         """What the next version has to be, from what the effect counts."""
@@ -86,6 +88,16 @@ class Chain:
         demand(model_digest == expected, "I2", f"version {version} is not the sum of what its record names")
         demand(delta == expected_delta, "I2", f"the delta to version {version} does not lead there")
         self.digests.append(expected)
+        self._publics.append(self._public)
+
+    def restore(self, version: int, model_digest: str, snapshot: str) -> None:
+        """An earlier public model is the newest again: exact, and without what was behind its path."""
+        demand(model_digest == self.digests[version], "I2", f"version {version} came back with other bits")
+        demand(snapshot == sha256(self._publics[version].tobytes()), "I2", f"{snapshot} is no snapshot of it")
+        self._exact = self._public = self._publics[version]
+        self._velocity, self._pending = None, None
+        self.digests.append(model_digest)
+        self._publics.append(self._public)
 
     def holds(self, site: str, version: int, digest: str) -> None:
         """A site has built this version."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedtrain.core import events as ev, liveness, messages as msg
 from fedtrain.core.orders import Order, Progress
-from fedtrain.core.state import ENDED
+from fedtrain.core.state import ENDED, Declared
 from fedtrain.core.uploads import seat_of
 from fedtrain.sim.calls import Envelope
 
@@ -62,6 +62,11 @@ class Sessions:
             case msg.Evaluation() if _owns(site, message.order):
                 self.settle(site, message.order)
                 owner.submit(ev.EvaluationStored(now_ms, message.order, message.loss, message.count))
+            case msg.Withdrawal():
+                self._withdrawal(site, message)
+            case msg.Declaration():
+                if owner.state.declared.get(site) != Declared(message.contract, message.examples):
+                    owner.submit(ev.SiteDeclared(now_ms, site, message.contract, message.examples, ""))
             case msg.Goodbye():
                 self._pulses = liveness.forget(self._pulses, site)
                 del self._open[site]
@@ -81,6 +86,22 @@ class Sessions:
         else:
             self.settle(site, message.order)
             owner.submit(ev.ConsentRefused(owner.now_ms, message.order, message.reasons))
+
+    def expel(self, site: str) -> None:
+        """Its membership is over: the session is cut, and nothing is expected of it."""
+        self._open.pop(site, None)
+        self._pulses = liveness.forget(self._pulses, site)
+
+    def _withdrawal(self, site: str, message: msg.Withdrawal) -> None:
+        """What is said again in every session is journaled where something follows from it."""
+        owner = self._owner
+        run = owner.state.runs.get(message.run)
+        if run is None or run.phase in ENDED:
+            return
+        found = run.excluded.get(site)
+        attached = owner.state.attached.get(site)
+        if found is None or attached is None or found.session != attached.session:
+            owner.submit(ev.ConsentWithdrawn(owner.now_ms, site, message.run, message.reason, ""))
 
     def send(self, site: str, message: msg.ToPeer) -> None:
         """To a site that is here; nothing happens while it is away."""

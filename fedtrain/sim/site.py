@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from fedtrain.core import agent, messages as msg
+from fedtrain.core.contract import Verdict, Word
 from fedtrain.core.driver import Driver, replay
+from fedtrain.core.judgement import Moment
+from fedtrain.core.orders import Progress
 from fedtrain.core.ports import MemoryJournal
+from fedtrain.sim.acts import NOTHING
 from fedtrain.sim.asking import Calls, Question
 from fedtrain.sim.auditor import Auditor
 from fedtrain.sim.calls import Envelope, Part, Piece, Request, Response
@@ -14,12 +19,15 @@ from fedtrain.sim.disk import TroubledJournal, journal_trouble
 from fedtrain.sim.models import Models
 from fedtrain.sim.network import Network
 from fedtrain.sim.outbox import Outbox
-from fedtrain.sim.plan import SitePlan
+from fedtrain.sim.plan import DATASET, SitePlan
 from fedtrain.sim.process import CrashingActor, FusedJournal, Process
 from fedtrain.sim.scene import Scene
 from fedtrain.sim.trainer import Trainer
 
 PATIENCE_MS = 3_000
+HELD_COUNT = 1 << 20
+"""Above any counter that the work itself has shown."""
+
 BACKOFF_MS_MAX = 8_000
 
 
@@ -40,6 +48,7 @@ class Site(Process):
         self.models = Models(self)
         self.trainer = Trainer(scene, plan, self._result_lies_ready, self._trainer_gave_up)
         self._network = network
+        self._acts = scene.plan.acts.get(plan.name, NOTHING)
         self._sessions = 0
         self._calls = 0
         network.connect(self)
@@ -64,7 +73,7 @@ class Site(Process):
             FusedJournal(journal, self.fuse), CrashingActor(self, self.fuse), self._step, state
         )
         late = self.scene.clear
-        contract = self.plan.later_contract if late else self.plan.contract
+        contract = self._acts.contract(self.plan.later_contract if late else self.plan.contract, late)
         self.submit(agent.AgentBooted(self.now_ms, contract))
         for order in tuple(self.trainer.results):
             self._result_lies_ready(order)
@@ -74,6 +83,17 @@ class Site(Process):
     def now_ms(self) -> int:
         """UTC as this machine believes, for events: told, never decided from."""
         return self.wall.now_ms
+
+    @property
+    def moment(self) -> Moment:
+        """The time as this machine's calendar tells it."""
+        minutes = self.now_ms // 60_000
+        return Moment(minutes // 1_440, minutes % 1_440)
+
+    @property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """What its people have said about runs."""
+        return self._driver.state.verdicts
 
     @property
     def held(self) -> dict[str, agent.Held]:
@@ -101,7 +121,8 @@ class Site(Process):
 
     def reconsider(self) -> None:
         """The site's owner may have another contract now; it takes a restart of the agent."""
-        if self.plan.later_contract != self.plan.contract and self.up:
+        changes = self.plan.later_contract != self.plan.contract or self._acts.opens_ms is not None
+        if changes and self.up:
             self.scene.note(self.name, "restarts", "with another contract")
             self.restart(500)
 
@@ -181,10 +202,12 @@ class Site(Process):
                 if not self._open:
                     self._open = True
                     self._beat(self.session, message.heartbeat_ms)
+                    self._introduce()
                     for effect in agent.resume(self._driver.state):
                         self.perform(effect)
             case msg.Invitation():
-                self.submit(agent.OrderReceived(now_ms, message.order))
+                moment = self.moment
+                self.submit(agent.OrderReceived(now_ms, message.order, moment.day, moment.minute))
             case msg.Cancellation():
                 self.submit(agent.OrderCancelled(now_ms, message.order, message.reason))
             case msg.Publication():
@@ -200,13 +223,31 @@ class Site(Process):
                 self.session = ""
                 self.later(self.jitter_ms(500), lambda: self._call_home(500))
 
+    def _introduce(self) -> None:
+        """Every session begins with what its data hold, and with every consent that was taken back."""
+        self.say(msg.Declaration("contract", {DATASET: self.plan.weight}, ""))
+        for run, verdict in self.verdicts.items():
+            if verdict.word is Word.WITHDRAWN:
+                self.say(msg.Withdrawal(run, verdict.reason, ""))
+
     def _beat(self, session: str, heartbeat_ms: int) -> None:
         if self.session != session:
             return
         self.auditor.keeps(self.name, len(self.trainer.results))
         working = (name for name, held in self.held.items() if held.stage is agent.Stage.WORKING)
-        self.say(msg.Heartbeat(self.trainer.progress(tuple(working), self.models.fetched_bytes)))
+        progress = self.trainer.progress(tuple(working), self.models.fetched_bytes)
+        self.say(msg.Heartbeat((*progress, *self._looked_at())))
+        if agent.allowed_by_now(self._driver.state, self.moment):
+            self.submit(agent.Reconsidered(self.now_ms, self.moment.day, self.moment.minute))
         self.later(heartbeat_ms, lambda: self._beat(session, heartbeat_ms))
+
+    def _looked_at(self) -> tuple[Progress, ...]:
+        """Signs of life of updates that a person looks at: they wait for the deadline, not for patience."""
+        return tuple(
+            Progress(name, HELD_COUNT + self.scene.clock.now_ms)
+            for name, held in self.held.items()
+            if held.stage is agent.Stage.HELD
+        )
 
     # -- calls ----------------------------------------------------------------------------------
 
@@ -239,6 +280,11 @@ class Site(Process):
                 self.outbox.deliver(effect.order)
             case agent.Report():
                 self._report(effect)
+            case agent.Withdraw():
+                if self._open:
+                    self.say(msg.Withdrawal(effect.run, effect.reason, ""))
+            case agent.Reattach():
+                self.later(0, lambda: self._call_home(500))
             case agent.Discard():
                 self.calls.forget(effect.order)
                 self.trainer.discard(effect.order)
@@ -258,7 +304,7 @@ class Site(Process):
         """The trainer published a result; while the agent is down it waits in the mailbox."""
         if self.up:
             result = self.trainer.results[order].result
-            self.run(lambda: self.submit(agent.ResultTaken(self.now_ms, result)))
+            self.run(lambda: self.submit(agent.ResultTaken(self.now_ms, result, self.moment.day)))
 
     def _trainer_gave_up(self, order: str, reason: str) -> None:
         if self.up:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fedtrain.core import events as ev
 from fedtrain.core.state import ENDED
 from fedtrain.errors import LocalError
 from fedtrain.sim.auditor import Auditor
@@ -15,7 +13,9 @@ from fedtrain.sim.chance import Chance
 from fedtrain.sim.choice import EVERYTHING, Choice, planned, reduced
 from fedtrain.sim.liar import Liar
 from fedtrain.sim.network import Network
-from fedtrain.sim.plan import Plan, RunPlan, draw
+from fedtrain.sim.operators import Operators
+from fedtrain.sim.owners import Owner
+from fedtrain.sim.plan import Plan, draw
 from fedtrain.sim.scene import Scene
 from fedtrain.sim.site import Site
 from fedtrain.sim.succession import FIRST, Succession
@@ -23,9 +23,6 @@ from fedtrain.sim.violation import Violation
 
 END_MS = 3_600_000
 """So long after faults have ended every run must have come to its end."""
-
-CARE_MS = 2_000
-"""How often an operator looks after what the coordinator should have, and for paused runs."""
 
 TAIL_LINES = 60
 
@@ -62,9 +59,8 @@ class World:
         self._auditor = Auditor(plan, self.scene.clock)
         self._sites = [Site(self.scene, site, self._network, self._auditor, FIRST) for site in plan.sites]
         self._looked_at = 0
-        self._joined: set[str] = set()
-        self._submitted: list[RunPlan] = []
         self.succession = Succession(self.scene, self._network, self._auditor, self._sites)
+        self._operators = Operators(self.scene, lambda: self.succession.chief)
 
     def run(self, trace: bool = False) -> Outcome:
         """Let it happen. `SeedFailed` if anything is not as it has to be."""
@@ -96,13 +92,11 @@ class World:
         self._network.threaten(rates.partition_gap_ms)
         for site in self._sites:
             scene.clock.at(site.plan.joins_ms, partial(self._join, site))
-        for run in scene.plan.runs:
-            self._operate(run)
-        scene.clock.after(CARE_MS, self._care)
+        self._operators.prepare()
 
     def _join(self, site: Site) -> None:
         """Enrolment, as often as it takes, then the agent's first start."""
-        if not self._enrol(site.name):
+        if not self._operators.enrol(site.name):
             self.scene.clock.after(1_000, lambda: self._join(site))
             return
         site.start()
@@ -112,61 +106,13 @@ class World:
         self._roam(site)
         if site.plan.lies:
             Liar(self.scene, site, self._network).threaten(self.scene.plan.rates.lie_gap_ms)
-        self._joined.add(site.name)
+        Owner(self.scene, site).prepare()
         self.scene.clock.at(self.scene.plan.clear_ms + 1, site.reconsider)
-
-    def _enrol(self, name: str) -> bool:
-        return self._told(lambda at_ms: ev.MemberEnrolled(at_ms, name, "site", "", "", "", ""))
 
     def _roam(self, site: Site) -> None:
         """A site leaves now and then, until faults are over."""
         gap_ms = self.scene.plan.rates.leave_gap_ms
         self.scene.recur(gap_ms, "site leaves", site.name, lambda how: site.run(lambda: site.leave(how)))
-
-    def _operate(self, run: RunPlan) -> None:
-        """What this run's operator does, and when."""
-        name, clock = run.spec.run, self.scene.clock
-
-        def submit() -> None:
-            self._submitted.append(run)
-            self._look_after()
-
-        def tell(kind: type[ev.RunPaused | ev.RunResumed | ev.RunStopped]) -> None:
-            self._told(lambda at_ms: kind(at_ms, name, "operator"))
-
-        clock.at(run.submitted_ms, submit)
-        if run.paused_ms is not None and run.resumed_ms is not None:
-            clock.at(run.paused_ms, partial(tell, ev.RunPaused))
-            clock.at(run.resumed_ms, partial(tell, ev.RunResumed))
-        if run.stopped_ms is not None:
-            clock.at(run.stopped_ms, partial(tell, ev.RunStopped))
-
-    def _told(self, make: Callable[[int], ev.Event]) -> bool:
-        """Whether the chief has taken an operator's word; one that is down has not."""
-        chief = self.succession.chief
-        if not chief.serving:
-            return False
-        chief.run(lambda: chief.submit(make(chief.now_ms)))
-        return chief.serving
-
-    def _look_after(self) -> None:
-        """See that the chief has what it should have: its history may have been rolled back."""
-        chief = self.succession.chief
-        for name in sorted(self._joined) if chief.serving else ():
-            if chief.serving and name not in chief.state.members:
-                self._enrol(name)
-        for run in self._submitted:
-            if chief.serving and run.spec.run not in chief.state.runs:
-                self._told(partial(ev.RunSubmitted, spec=run.spec, by="operator"))
-
-    def _care(self) -> None:
-        """After a while an operator looks again, and once faults are over resumes whatever is paused."""
-        chief = self.succession.chief
-        self._look_after()
-        for name, run in chief.state.runs.items() if self.scene.clear and chief.serving else ():
-            if run.paused:
-                self._told(partial(ev.RunResumed, run=name, by="operator"))
-        self.scene.clock.after(CARE_MS, self._care)
 
     def _over(self) -> bool:
         if self.scene.events == self._looked_at:

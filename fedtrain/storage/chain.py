@@ -22,7 +22,9 @@ from fedtrain.core.ports import Entry
 GENESIS = "0" * 64
 """The hash before the first row."""
 
-_TYPES = [int, int, str, str, str, str, str]
+ROW_TYPES = [int, int, str, str, str, str, str]
+"""Of the fields of a row as fedtrain writes it."""
+
 _spell = json.JSONEncoder(separators=(",", ":")).encode
 """ASCII without spaces; made once, because a new encoder for each row costs more than its hash."""
 
@@ -128,7 +130,7 @@ def fault_of(row: Row, last_sequence: int, last_hash: str) -> str:
     """
     if type(row.sequence) is not int or row.sequence <= last_sequence:
         return f"row {row.sequence!r} stands behind row {last_sequence}: rows were reordered"
-    if list(map(type, row)) != _TYPES:
+    if list(map(type, row)) != ROW_TYPES:
         return f"row {row.sequence} holds values of another type: it was changed"
     if row.sequence != last_sequence + 1:
         return f"rows {last_sequence + 1} to {row.sequence - 1} are missing"

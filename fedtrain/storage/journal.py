@@ -176,6 +176,14 @@ class Journal:
                 last, last_hash = row.sequence, row.hash
                 yield row
 
+    def newest(self, run: str, kinds: Collection[str]) -> Row | None:
+        """The last row of a run that is of one of these kinds. Looks from the end, so it is found soon."""
+        wanted = ",".join("?" * len(kinds))
+        query = f"{SELECT_ROWS} WHERE run = ? AND kind IN ({wanted}) ORDER BY sequence DESC LIMIT 1"
+        with self._guard, database_errors(self.path, self._remedy):
+            found = self._connection.execute(query, (run, *kinds)).fetchone()
+        return Row(*found) if found else None
+
     def hash_at(self, sequence: int) -> str:
         """The hash of one row, "" if there is none; 64 zeros for row 0, before the first."""
         if sequence == 0:

@@ -11,21 +11,23 @@ import argparse
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from fedtrain.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, FedtrainError
 from fedtrain.storage.mailbox import Claim, Mailbox
 from fedtrain.storage.watching import Watcher
+from fedtrain.trainer import probe
 from fedtrain.trainer.checkpoints import Checkpoints
-from fedtrain.trainer.data import read_datasets
+from fedtrain.trainer.data import Dataset, read_datasets
 from fedtrain.trainer.progress import Heartbeat, OrderProgress
 from fedtrain.trainer.session import Session
 from fedtrain.trainer.tasks.task import Abandoned
@@ -49,12 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--until-eof", action="store_true", help="end when standard input ends, as it does with the agent"
     )
+    parser.add_argument("--probe", metavar="ID", help="answer this question of the agent, and leave")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args(arguments)
     if options.until_eof:
         threading.Thread(target=_end_with_input, name="input", daemon=True).start()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     try:
+        if options.probe:
+            return answer(options.mailbox, options.data, options.probe)
         return run(options.mailbox, options.data, once=options.once, threads=max(1, options.threads))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -77,11 +82,12 @@ def run(folder: Path, data: Path | None, *, once: bool, threads: int) -> int:
     stopping = _StopSignals()
     mailbox = Mailbox(folder)
     mailbox.create()
-    session = Session(read_datasets(data) if data else {}, Checkpoints(mailbox.checkpoints), threads)
-    trainer_id = f"{socket.gethostname().split('.')[0][:40] or 'trainer'}-{os.getpid()}"
+    datasets = read_datasets(data) if data else {}
+    session = Session(datasets, Checkpoints(mailbox.checkpoints), threads)
+    trainer_id = _own_id()
     log.info("trainer %s serves %s", trainer_id, folder)
     # Armed before the first look at the orders, so that none can slip in between.
-    watch = Watcher([mailbox.orders_folder])
+    watch = Watcher([mailbox.orders_folder, mailbox.probes_folder])
     if watch.note:
         log.info("%s", watch.note)
     with stopping, watch, Heartbeat(mailbox, trainer_id) as heartbeat:
@@ -91,12 +97,41 @@ def run(folder: Path, data: Path | None, *, once: bool, threads: int) -> int:
                 heartbeat.works_on(claim.order.id)
                 _serve(mailbox, session, claim, stopping.event)
                 heartbeat.works_on("")
-            elif once:
+                continue
+            _answer_probes(mailbox, trainer_id, datasets)
+            if once:
                 break
-            else:
-                watch.wait(WAIT_S, stopping.event)
+            watch.wait(WAIT_S, stopping.event)
     log.info("trainer %s ends", trainer_id)
     return EXIT_INTERRUPTED if stopping.interrupted else EXIT_DONE
+
+
+def answer(folder: Path, data: Path | None, probe_id: str) -> int:
+    """Answer one question, take no order, and leave. A question that is gone needs no answer."""
+    mailbox = Mailbox(folder)
+    datasets = read_datasets(data) if data else {}
+    _answer_probes(mailbox, _own_id(), datasets, probe_id)
+    return EXIT_DONE
+
+
+def _answer_probes(
+    mailbox: Mailbox, trainer_id: str, datasets: Mapping[str, Dataset], only: str = ""
+) -> None:
+    """Answer what the agent asks about this process's surroundings and data."""
+    for question in mailbox.probes():
+        if only in ("", question.id):
+            mailbox.answer(probe.examine(question, trainer_id, mailbox.folder, datasets))
+            log.info("probe %s answered", question.id)
+
+
+def _own_id() -> str:
+    """Which machine and process this is; a mailbox may serve several of both.
+
+    In a container the process id is always the same: without the chance in the middle, a trainer that is
+    started again would seem to hold the claims of the one that was killed, and they would never expire.
+    """
+    machine = socket.gethostname().split(".")[0][:40] or "trainer"
+    return f"{machine}-{secrets.token_hex(3)}-{os.getpid()}"
 
 
 def _serve(mailbox: Mailbox, session: Session, claim: Claim, stopping: threading.Event) -> None:

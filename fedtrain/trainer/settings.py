@@ -129,8 +129,9 @@ class TaskSpec:
         """From the parsed `task` section of an order or of a run's file."""
         section = Section(plain, "task", file)
         name, data = section.text("name"), section.text("data", "")
-        for part in ("model", "training"):
+        for part in ("model", "training", "terms"):
             section.section(part)
+        section.texts("access", ())  # this and the terms were for the agent, which has agreed to them
         section.end()
         assert isinstance(plain, Mapping)
         return cls(name, data, plain.get("model", {}), plain.get("training", {}))

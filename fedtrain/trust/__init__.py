@@ -1,7 +1,7 @@
 """Who is who, and who said what: certificates, keys, invites, enrolment, admission, signatures.
 
 Nothing here opens a connection: bytes and mappings come in, verdicts and bytes go out. Only
-`private_files` and `folders` touch a disk. The time is always an argument, in milliseconds of UTC.
+`private_files`, `folders` and `renewal` touch a disk. The time is always an argument, in milliseconds of UTC.
 
     identity       the name inside a certificate
     certificates   reading certificates and signing requests that others made
@@ -12,5 +12,6 @@ Nothing here opens a connection: bytes and mappings come in, verdicts and bytes 
     admission      the judgement on the peer of every call
     statements     what is signed, and with which bytes
     folders        where all of this lies on disk
+    renewal        a member's next certificate, saved so that no crash hurts
     diagnosis      why nobody answered, in words
 """

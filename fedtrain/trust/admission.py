@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterable, Mapping
 
-from fedtrain.errors import RefusedError, RemoteError
+from fedtrain.errors import RefusedError, RemoteError, Unauthenticated
 from fedtrain.trust.certificates import LeafFacts, read_certificate, utc_text
 from fedtrain.trust.identity import Role
 
@@ -36,7 +36,8 @@ def judge(
         call: the call's name as a person knows it, for the refusal's sentence.
         allowed: roles that may make it.
 
-    Raises `RefusedError` for a peer that is known and may not; `RemoteError` for one that shows no
+    Raises `RefusedError` for a role that may not, `Unauthenticated` for a certificate that is not good
+    here, not now or not over this connection; `RemoteError` for one that shows no
     readable certificate.
     """
     _check_transport(auth_context)
@@ -45,7 +46,7 @@ def judge(
         raise RemoteError(f"{call}: the peer shows {len(certificates)} certificates instead of one")
     facts = _read_once(certificates[0])
     if facts.identity.consortium != consortium:
-        raise RefusedError(
+        raise Unauthenticated(
             f"{facts.identity} belongs to another consortium; this is {consortium}: check the address"
         )
     check_validity(facts, now_ms)
@@ -59,14 +60,14 @@ def judge(
 
 
 def check_validity(facts: LeafFacts, now_ms: int) -> None:
-    """Holds that the certificate is valid now; `RefusedError` says when it was or will be."""
+    """Holds that the certificate is valid now; `Unauthenticated` says when it was or will be."""
     if now_ms >= facts.not_after_ms:
-        raise RefusedError(
+        raise Unauthenticated(
             f"the certificate of {facts.identity} expired at {utc_text(facts.not_after_ms)}:"
             " ask an operator for a new invite and join again"
         )
     if now_ms < facts.not_before_ms:
-        raise RefusedError(
+        raise Unauthenticated(
             f"the certificate of {facts.identity} is valid from {utc_text(facts.not_before_ms)} on, and here"
             f" it is {utc_text(now_ms)}: set the clocks of both machines"
         )
@@ -81,10 +82,10 @@ def _check_transport(auth_context: Mapping[str, Iterable[bytes]]) -> None:
     """
     level = list(auth_context.get("security_level", ()))
     if list(auth_context.get("transport_security_type", ())) != [b"ssl"] or level != [_SECURITY_LEVEL]:
-        raise RefusedError("the connection is not encrypted by TLS: fedtrain has no insecure mode")
+        raise Unauthenticated("the connection is not encrypted by TLS: fedtrain has no insecure mode")
     versions = list(auth_context.get("ssl_tls_version", ()))
     if not versions:
-        raise RefusedError("this server's gRPC does not tell the TLS version: install grpcio 1.85 or later")
+        raise Unauthenticated("this server's gRPC does not tell the TLS version: install grpcio>=1.85")
     if versions != [_TLS_VERSION]:
         found = versions[0][:16].decode("ascii", "replace")
-        raise RefusedError(f"the connection uses {found}; TLS 1.3 is needed: update the client's TLS library")
+        raise Unauthenticated(f"the connection uses {found}; TLS 1.3 is needed: update its TLS library")

@@ -21,6 +21,9 @@ from fedtrain.trust.identity import Identity, parse_identity
 PEM_BYTES_MAX = 16_384
 """Ours have 700 bytes. More than this is not parsed: a parser is an attack surface."""
 
+SKEW_MS = 5 * 60 * 1000
+"""Certificates start this long before they are made, for a peer whose clock is behind."""
+
 FOREIGN_FAULTS = (
     ValueError,
     TypeError,
@@ -39,7 +42,8 @@ class LeafFacts:
     Attributes:
         fingerprint: SHA-256 of the whole certificate (DER), hex. It names this one certificate.
         not_before_ms, not_after_ms: UTC milliseconds; valid when not_before <= now < not_after.
-        key_digest: SHA-256 of the public key (DER), hex. A renewed certificate may keep its key.
+        key_digest: SHA-256 of the public key (DER), hex.
+        issuer: the name of the authority that signed it (RFC 4514); two authorities never share one.
     """
 
     identity: Identity
@@ -47,6 +51,13 @@ class LeafFacts:
     not_before_ms: int
     not_after_ms: int
     key_digest: str
+    issuer: str = ""
+
+
+def renew_at_ms(facts: LeafFacts) -> int:
+    """When half of the certificate's life is over, counted from its making and not from its start."""
+    made_ms = facts.not_before_ms + SKEW_MS
+    return made_ms + (facts.not_after_ms - made_ms) // 2
 
 
 def utc_text(at_ms: int) -> str:
@@ -84,6 +95,7 @@ def read_certificate(pem: bytes) -> LeafFacts:
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         not_before_ms = at_ms(certificate.not_valid_before_utc)
         not_after_ms = at_ms(certificate.not_valid_after_utc)
+        issuer = certificate.issuer.rfc4514_string()
         may_sign = _is_authority(certificate)
     except x509.ExtensionNotFound as error:
         raise RemoteError("the certificate names no identity: it was not issued by a consortium") from error
@@ -99,6 +111,7 @@ def read_certificate(pem: bytes) -> LeafFacts:
         not_before_ms=not_before_ms,
         not_after_ms=not_after_ms,
         key_digest=key_digest(public_key),
+        issuer=issuer,
     )
 
 
@@ -153,6 +166,44 @@ def check_issuer(certificate_pem: bytes, ca_pem: bytes) -> None:
         raise RemoteError("the certificate was not issued by this consortium's authority") from error
     if not authority:
         raise RemoteError("the issuer's certificate is a member's: it may not issue any")
+
+
+def check_chain(certificate_pem: bytes, roots_pem: bytes, intermediates_pem: bytes = b"") -> None:
+    """Holds that the certificate comes from one of the roots, by way of at most one intermediate.
+
+    Args:
+        roots_pem: trusted authorities, one behind the other.
+        intermediates_pem: issuing authorities that a root has signed, as they are presented beside it.
+
+    Raises `RemoteError` if it does not.
+    """
+    roots = split_certificates(roots_pem)
+    issuers = roots + [pem for pem in split_certificates(intermediates_pem) if _issued_by_any(pem, roots)]
+    if not _issued_by_any(certificate_pem, issuers):
+        raise RemoteError("the certificate was not issued by this consortium's authority")
+
+
+def split_certificates(pem: bytes) -> list[bytes]:
+    """The certificates of a bundle, each as PEM; `RemoteError` for more than 16 KiB or anything odd."""
+    if len(pem) > PEM_BYTES_MAX:
+        raise RemoteError(f"the certificates have {len(pem)} bytes; at most {PEM_BYTES_MAX} are read")
+    if not pem.strip():
+        return []
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+        return [certificate.public_bytes(Encoding.PEM) for certificate in certificates]
+    except FOREIGN_FAULTS as error:
+        raise RemoteError(f"the certificates cannot be read ({error})") from error
+
+
+def _issued_by_any(certificate_pem: bytes, issuers: list[bytes]) -> bool:
+    for issuer in issuers:
+        try:
+            check_issuer(certificate_pem, issuer)
+        except RemoteError:
+            continue
+        return True
+    return False
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedtrain.errors import LocalError, RemoteError
-from fedtrain.trust.authority import LEAF_LIFETIME_MS, Authority
-from fedtrain.trust.certificates import LeafFacts, check_issuer, key_digest, read_certificate, read_request
+from fedtrain.trust.authority import SITE_LIFETIME_MS, Authority
+from fedtrain.trust.certificates import LeafFacts, check_chain, key_digest, read_certificate, read_request
 from fedtrain.trust.identity import Identity, Role
-from fedtrain.trust.invites import Invite
 from fedtrain.trust.keys import check_public, load_tls_key
 
 
@@ -46,7 +45,7 @@ def enrol(
     csr_pem: bytes,
     message_public: str,
     now_ms: int,
-    lifetime_ms: int = LEAF_LIFETIME_MS,
+    lifetime_ms: int = SITE_LIFETIME_MS,
 ) -> Enrolled:
     """Issues the newcomer's certificate under the name in its invite.
 
@@ -71,14 +70,19 @@ def enrol(
     )
 
 
-def accept(invite: Invite, key_pem: bytes, certificate_pem: bytes) -> LeafFacts:
-    """At the newcomer: holds that the answer is what the invite promised, before it is kept.
+def accept(
+    expected: Identity,
+    key_pem: bytes,
+    certificate_pem: bytes,
+    roots_pem: bytes,
+    intermediates_pem: bytes = b"",
+) -> LeafFacts:
+    """At the member: holds that a certificate is what was asked for, before it is kept.
 
-    `RemoteError` if the certificate is of another authority, name, role or key.
+    `RemoteError` if it is of another authority, name, role or key.
     """
-    check_issuer(certificate_pem, invite.ca_pem)
+    check_chain(certificate_pem, roots_pem, intermediates_pem)
     facts = read_certificate(certificate_pem)
-    expected = Identity(invite.consortium, invite.role, invite.name)
     if facts.identity != expected:
         raise RemoteError(f"the coordinator issued a certificate for {facts.identity} instead of {expected}")
     if facts.key_digest != key_digest(load_tls_key(key_pem).public_key()):

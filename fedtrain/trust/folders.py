@@ -1,7 +1,11 @@
 """Where keys and certificates lie: the `state` folder of a coordinator and of a member.
 
-    coordinator   identity.json  ca.key  ca.crt  server.key  server.crt  message.key
-    member        identity.json  tls.key tls.crt ca.crt      message.key coordinator.pub
+    coordinator   identity.json  authority.json  message.key, and the files of `generations`
+    member        identity.json  tls.key tls.crt ca.crt      message.key coordinator.pub  (tls.next.key)
+
+A member's `tls.crt` holds its certificate and, behind it, the issuing authorities to be presented with
+it; `ca.crt` holds the roots that it trusts, two while one authority follows another. `tls.next.key` lies
+there during a renewal (`renewal`).
 
 Keys are written before anybody hears of them and `identity.json` last, so a crash in between leaves
 a folder that the same command completes.
@@ -14,22 +18,22 @@ from pathlib import Path
 
 from fedtrain.core import canonical
 from fedtrain.errors import ConfigError, RemoteError
-from fedtrain.trust import private_files
-from fedtrain.trust.authority import Authority, create_authority, server_name
+from fedtrain.trust import generations, private_files
+from fedtrain.trust.authority import Authority, server_name
+from fedtrain.trust.certificates import key_digest, read_certificate, split_certificates
 from fedtrain.trust.enrolment import accept
 from fedtrain.trust.identity import Identity, Role, parse_identity
 from fedtrain.trust.invites import Invite, check_address
-from fedtrain.trust.keys import MessageKey, check_public, make_csr, make_tls_key_and_csr
+from fedtrain.trust.keys import MessageKey, check_public, load_tls_key, make_csr, make_tls_key_and_csr
 
 _IDENTITY = "identity.json"
-_CA_KEY, _CA_CERTIFICATE = "ca.key", "ca.crt"
-_SERVER_KEY, _SERVER_CERTIFICATE = "server.key", "server.crt"
-_TLS_KEY, _TLS_CERTIFICATE = "tls.key", "tls.crt"
+CA_CERTIFICATE = "ca.crt"
+TLS_KEY, NEXT_TLS_KEY, TLS_CERTIFICATE = "tls.key", "tls.next.key", "tls.crt"
 _MESSAGE_KEY = "message.key"
 _COORDINATOR_PUBLIC = "coordinator.pub"
 
 _JOIN_FIRST = "is missing: run `fedtrain join INVITE DIR` first, or give the folder that it made"
-_INIT_FIRST = "is missing: run `fedtrain coordinator init DIR` first, or give the folder that it made"
+_INIT_FIRST = generations.INIT_FIRST
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,34 @@ class Membership:
 
 @dataclass(frozen=True)
 class CoordinatorKeys:
-    """A coordinator's folder, loaded."""
+    """A coordinator's folder, loaded.
+
+    Attributes:
+        authority: the newest, which issues if its key is here.
+        server_key_pem, server_certificate_pem: of the oldest generation, which everybody trusts; with the
+            issuers that are to be presented behind the certificate.
+        roots_pem: all roots that are trusted, one behind the other.
+        book: which generations there are, and how long certificates live.
+    """
 
     membership: Membership
     authority: Authority
     server_key_pem: bytes = field(repr=False)
     server_certificate_pem: bytes
     message_key: MessageKey
+    roots_pem: bytes
+    book: generations.Book
 
 
 @dataclass(frozen=True)
 class MemberKeys:
-    """The folder of a site, operator, observer or auditor, loaded."""
+    """The folder of a site, operator, observer or auditor, loaded.
+
+    Attributes:
+        certificate_pem: the member's own certificate.
+        ca_pem: the roots that the coordinator's certificate may come from.
+        intermediates_pem: issuing authorities to be presented behind the certificate.
+    """
 
     membership: Membership
     tls_key_pem: bytes = field(repr=False)
@@ -73,6 +93,12 @@ class MemberKeys:
     ca_pem: bytes
     message_key: MessageKey
     coordinator_public: str
+    intermediates_pem: bytes = b""
+
+    @property
+    def chain_pem(self) -> bytes:
+        """What is presented in a handshake."""
+        return self.certificate_pem + self.intermediates_pem
 
 
 @dataclass(frozen=True)
@@ -84,51 +110,52 @@ class Application:
     message_key: MessageKey
 
 
-def init_coordinator(state: Path, consortium: str, address: str, now_ms: int) -> CoordinatorKeys:
+def init_coordinator(
+    state: Path, consortium: str, address: str, now_ms: int, plan: generations.Plan | None = None
+) -> CoordinatorKeys:
     """Makes a new consortium in `state`: authority, server certificate and message key.
 
     `ConfigError` if the folder holds one already, because a second authority would lock every member
     out; an authority without the rest is what a crash leaves, and is completed.
     """
+    plan = plan or generations.Plan()
     check_address(address)
     if (state / _IDENTITY).exists():
         raise ConfigError("holds a consortium already: choose another folder", file=str(state))
     private_files.make_private_folder(state)
-    if (state / _CA_CERTIFICATE).exists():
-        authority = _load_authority(state)
-        if authority.consortium != consortium:
-            raise ConfigError(
-                f"holds the authority of {authority.consortium}: choose another folder", file=str(state)
-            )
-    else:
-        ca_key_pem, ca_pem = create_authority(consortium, now_ms)
-        authority = Authority(ca_key_pem, ca_pem)
-        private_files.write_private(state / _CA_KEY, ca_key_pem)
-        private_files.write_public(state / _CA_CERTIFICATE, ca_pem)
-    server_key_pem, server_certificate_pem = authority.issue_server(now_ms)
-    private_files.write_private(state / _SERVER_KEY, server_key_pem)
-    private_files.write_public(state / _SERVER_CERTIFICATE, server_certificate_pem)
+    generations.first_generation(state, consortium, plan, now_ms)
     private_files.write_private(state / _MESSAGE_KEY, MessageKey.generate().pem())
     membership = Membership(consortium, "coordinator", Role.COORDINATOR, address, server_name(consortium))
     private_files.write_public(state / _IDENTITY, canonical.encode(membership))
-    return load_coordinator(state)
+    return load_coordinator(state, plan.passphrase)
 
 
-def load_coordinator(state: Path) -> CoordinatorKeys:
-    """The coordinator's keys from `state`; `ConfigError` says which file is missing or unfit."""
+def load_coordinator(state: Path, passphrase: bytes = b"") -> CoordinatorKeys:
+    """The coordinator's keys from `state`; `ConfigError` says which file is missing, unfit or encrypted."""
+    membership = load_consortium(state)
+    book = generations.read_book(state)
+    authority, _ = generations.load_authority(state, book.newest, passphrase)
+    server_key_pem, server_chain_pem = generations.load_server(state, book.oldest)
+    return CoordinatorKeys(
+        membership=membership,
+        authority=authority,
+        server_key_pem=server_key_pem,
+        server_certificate_pem=server_chain_pem,
+        message_key=MessageKey.from_pem(private_files.read_private(state / _MESSAGE_KEY, _INIT_FIRST)),
+        roots_pem=generations.trusted_roots(state, book),
+        book=book,
+    )
+
+
+def load_consortium(state: Path) -> Membership:
+    """Whose folder a coordinator's is, for whoever needs no key; `ConfigError` if it is a member's."""
     membership = _load_membership(state, _INIT_FIRST)
     if membership.role is not Role.COORDINATOR:
         raise ConfigError(
             f"belongs to {membership.identity}, not to a coordinator: give the coordinator's folder",
             file=str(state),
         )
-    return CoordinatorKeys(
-        membership=membership,
-        authority=_load_authority(state),
-        server_key_pem=private_files.read_private(state / _SERVER_KEY, _INIT_FIRST),
-        server_certificate_pem=private_files.read_public(state / _SERVER_CERTIFICATE, _INIT_FIRST),
-        message_key=MessageKey.from_pem(private_files.read_private(state / _MESSAGE_KEY, _INIT_FIRST)),
-    )
+    return membership
 
 
 def move_coordinator(state: Path, address: str) -> None:
@@ -152,13 +179,18 @@ def begin_join(state: Path, invite: Invite) -> Application:
         owner = _load_membership(state, _JOIN_FIRST).identity
         if owner != Identity(invite.consortium, invite.role, invite.name):
             raise ConfigError(f"belongs to {owner} already: join into another folder", file=str(state))
+    return begin_application(state, invite.name)
+
+
+def begin_application(state: Path, name: str) -> Application:
+    """Keys in `state`, those that lie there or new ones, and the signing request for the first of them."""
     private_files.make_private_folder(state)
-    if (state / _TLS_KEY).exists():
-        tls_key_pem = private_files.read_private(state / _TLS_KEY, _JOIN_FIRST)
-        csr_pem = make_csr(tls_key_pem, invite.name)
+    if (state / TLS_KEY).exists():
+        tls_key_pem = private_files.read_private(state / TLS_KEY, _JOIN_FIRST)
+        csr_pem = make_csr(tls_key_pem, name)
     else:
-        tls_key_pem, csr_pem = make_tls_key_and_csr(invite.name)
-        private_files.write_private(state / _TLS_KEY, tls_key_pem)
+        tls_key_pem, csr_pem = make_tls_key_and_csr(name)
+        private_files.write_private(state / TLS_KEY, tls_key_pem)
     if (state / _MESSAGE_KEY).exists():
         message_key = MessageKey.from_pem(private_files.read_private(state / _MESSAGE_KEY, _JOIN_FIRST))
     else:
@@ -168,17 +200,41 @@ def begin_join(state: Path, invite: Invite) -> Application:
 
 
 def finish_join(
-    state: Path, invite: Invite, application: Application, certificate_pem: bytes, coordinator_public: str
+    state: Path,
+    invite: Invite,
+    application: Application,
+    certificate_pem: bytes,
+    coordinator_public: str,
+    roots_pem: bytes = b"",
+    intermediates_pem: bytes = b"",
 ) -> MemberKeys:
     """Checks the coordinator's answer against the invite and saves it.
 
+    Args:
+        roots_pem: whom to trust from now on; empty for the root in the invite alone.
+        intermediates_pem: issuing authorities between the certificate and a root.
+
     `RemoteError` if the answer is not what the invite promised; nothing is saved then.
     """
-    accept(invite, application.tls_key_pem, certificate_pem)
-    check_public(coordinator_public)
     membership = Membership(invite.consortium, invite.name, invite.role, invite.address, invite.server_name)
-    private_files.write_public(state / _TLS_CERTIFICATE, certificate_pem)
-    private_files.write_public(state / _CA_CERTIFICATE, invite.ca_pem)
+    roots_pem = roots_pem or invite.ca_pem
+    return save_member(state, membership, certificate_pem, coordinator_public, roots_pem, intermediates_pem)
+
+
+def save_member(
+    state: Path,
+    membership: Membership,
+    certificate_pem: bytes,
+    coordinator_public: str,
+    roots_pem: bytes,
+    intermediates_pem: bytes = b"",
+) -> MemberKeys:
+    """Saves an identity for the TLS key that lies in `state`; `RemoteError` if it is for another one."""
+    tls_key_pem = private_files.read_private(state / TLS_KEY, _JOIN_FIRST)
+    accept(membership.identity, tls_key_pem, certificate_pem, roots_pem, intermediates_pem)
+    check_public(coordinator_public)
+    private_files.write_public(state / CA_CERTIFICATE, roots_pem)
+    private_files.write_public(state / TLS_CERTIFICATE, certificate_pem + intermediates_pem)
     private_files.write_public(state / _COORDINATOR_PUBLIC, coordinator_public.encode() + b"\n")
     private_files.write_public(state / _IDENTITY, canonical.encode(membership))
     return load_member(state)
@@ -198,21 +254,39 @@ def load_member(state: Path) -> MemberKeys:
         check_public(public)
     except RemoteError as error:
         raise ConfigError(f"is damaged ({error}): join again", file=str(public_file)) from error
+    key_pem, certificate_pem, intermediates_pem = load_certificate(state)
     return MemberKeys(
         membership=membership,
-        tls_key_pem=private_files.read_private(state / _TLS_KEY, _JOIN_FIRST),
-        certificate_pem=private_files.read_public(state / _TLS_CERTIFICATE, _JOIN_FIRST),
-        ca_pem=private_files.read_public(state / _CA_CERTIFICATE, _JOIN_FIRST),
+        tls_key_pem=key_pem,
+        certificate_pem=certificate_pem,
+        intermediates_pem=intermediates_pem,
+        ca_pem=private_files.read_public(state / CA_CERTIFICATE, _JOIN_FIRST),
         message_key=MessageKey.from_pem(private_files.read_private(state / _MESSAGE_KEY, _JOIN_FIRST)),
         coordinator_public=public,
     )
 
 
-def _load_authority(state: Path) -> Authority:
-    return Authority(
-        private_files.read_private(state / _CA_KEY, _INIT_FIRST),
-        private_files.read_public(state / _CA_CERTIFICATE, _INIT_FIRST),
-    )
+def load_certificate(state: Path) -> tuple[bytes, bytes, bytes]:
+    """(TLS key, the member's certificate, the intermediates behind it), all PEM.
+
+    The certificate decides which key it is: that of a renewal has its own name until the renewal is
+    over. Who renews may be another process, so a set that does not fit is read once more.
+    """
+    path = state / TLS_CERTIFICATE
+    for _ in range(2):
+        pem = private_files.read_public(path, _JOIN_FIRST)
+        try:
+            certificate_pem, *intermediates = split_certificates(pem)
+            wanted = read_certificate(certificate_pem).key_digest
+        except (RemoteError, ValueError) as error:
+            raise ConfigError(f"is damaged ({error}): join again", file=str(path)) from error
+        for key in (NEXT_TLS_KEY, TLS_KEY):
+            if key == NEXT_TLS_KEY and not (state / key).exists():
+                continue
+            key_pem = private_files.read_private(state / key, _JOIN_FIRST)
+            if key_digest(load_tls_key(key_pem).public_key()) == wanted:
+                return key_pem, certificate_pem, b"".join(intermediates)
+    raise ConfigError(f"does not belong to the key in {TLS_KEY}: join again", file=str(path))
 
 
 def _load_membership(state: Path, missing: str) -> Membership:

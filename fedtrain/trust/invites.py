@@ -2,6 +2,8 @@
 
 Python's gRPC cannot make client certificates optional on a port, so an invite *is* a certificate: a
 short-lived one in the role `enrolling`, with its key, the authority's certificate and the address.
+While one authority follows another it carries both, and where an issuer below the root signs, that one's
+certificate, too.
 The line is `fedtrain1-` and base64url of length-prefixed fields and a checksum. It is a secret until
 it is used; the key that a member works with is made at the member and is another one.
 """
@@ -24,9 +26,10 @@ from fedtrain.trust.authority import Authority, server_name
 from fedtrain.trust.certificates import (
     FOREIGN_FAULTS,
     LeafFacts,
-    check_issuer,
+    check_chain,
     parse_certificate,
     read_certificate,
+    split_certificates,
     utc_text,
 )
 from fedtrain.trust.identity import MEMBER_ROLES, Role
@@ -34,11 +37,16 @@ from fedtrain.trust.keys import load_tls_key, private_pem
 
 PREFIX = "fedtrain1-"
 LINE_CHARACTERS_MAX = 8192
-"""An invite has 1,100 to 1,600; what is longer is some other text, pasted by mistake."""
+"""An invite has 1,100 to 1,600, with two roots and two issuers below 4,000; what is longer is some other
+text, pasted by mistake."""
 
 _CHECKSUM_BYTES = 4
 _KEY_BYTES = 32
 _FIELDS = 5
+_MORE_FIELDS_MAX = 4
+"""Certificates beyond the first root: others that a server may come from, and issuers."""
+
+_ROOT, _ISSUER = b"R", b"I"
 _ADDRESS = re.compile(
     r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):([0-9]{1,5})"
 )
@@ -51,9 +59,10 @@ class Invite:
     Attributes:
         role: what the newcomer will be; one of `MEMBER_ROLES`.
         address: where the coordinator is reached, `HOST:PORT`.
-        ca_pem: the authority's certificate, the newcomer's only root.
+        ca_pem: the roots that the newcomer is to trust, one behind the other.
         certificate_pem, key_pem: of the bootstrap certificate, good for enrolling and nothing else.
         facts: what that certificate says. Its name is the newcomer's; its fingerprint names the invite.
+        intermediates_pem: the issuer between that certificate and its root, if there is one.
     """
 
     role: Role
@@ -62,6 +71,12 @@ class Invite:
     certificate_pem: bytes
     key_pem: bytes = field(repr=False)
     facts: LeafFacts
+    intermediates_pem: bytes = b""
+
+    @property
+    def chain_pem(self) -> bytes:
+        """What is presented in the handshake."""
+        return self.certificate_pem + self.intermediates_pem
 
     @property
     def consortium(self) -> str:
@@ -82,9 +97,19 @@ class Invite:
 
 
 def make_invite(
-    authority: Authority, name: str, role: Role, address: str, now_ms: int, lifetime_ms: int
+    authority: Authority,
+    name: str,
+    role: Role,
+    address: str,
+    now_ms: int,
+    lifetime_ms: int,
+    roots_pem: bytes = b"",
 ) -> Invite:
-    """A new invite for `name`, usable for `lifetime_ms`; `ConfigError` for a bad name, role or address."""
+    """A new invite for `name`, usable for `lifetime_ms`; `ConfigError` for a bad name, role or address.
+
+    Args:
+        roots_pem: whom the newcomer is to trust; empty for the authority's own root.
+    """
     if NAME.fullmatch(name) is None:
         raise ConfigError(
             f"{name[:80]!r} cannot name a member: use 1 to 63 lower-case letters, digits and inner hyphens"
@@ -96,21 +121,25 @@ def make_invite(
     return Invite(
         role=role,
         address=check_address(address),
-        ca_pem=authority.certificate_pem,
+        ca_pem=roots_pem or authority.certificate_pem,
         certificate_pem=certificate_pem,
         key_pem=key_pem,
         facts=read_certificate(certificate_pem),
+        intermediates_pem=authority.intermediates_pem,
     )
 
 
 def encode_invite(invite: Invite) -> str:
     """The line to paste. It holds letters, digits, `-` and `_` only: no mail or shell changes those."""
+    first, *others = (_der(pem) for pem in split_certificates(invite.ca_pem))
     fields = (
         invite.role.value.encode(),
         invite.address.encode(),
-        parse_certificate(invite.ca_pem).public_bytes(Encoding.DER),
-        parse_certificate(invite.certificate_pem).public_bytes(Encoding.DER),
+        first,
+        _der(invite.certificate_pem),
         _scalar(invite.key_pem),
+        *(_ROOT + other for other in others),
+        *(_ISSUER + _der(pem) for pem in split_certificates(invite.intermediates_pem)),
     )
     payload = b"".join(len(part).to_bytes(2, "big") + part for part in fields)
     return PREFIX + base64.urlsafe_b64encode(payload + _checksum(payload)).rstrip(b"=").decode()
@@ -123,8 +152,8 @@ def decode_invite(line: str, now_ms: int) -> Invite:
     """
     payload = _payload(line)
     try:
-        role, address, ca, certificate, key = _split(payload)
-        invite = _assemble(role, address, ca, certificate, key)
+        role, address, ca, certificate, key, *more = _split(payload)
+        invite = _assemble(role, address, certificate, key, (_ROOT + ca, *more))
     except (*FOREIGN_FAULTS, RemoteError) as error:
         raise ConfigError(f"the invite is not valid ({error}): ask the operator for a new one") from error
     if now_ms >= invite.expires_ms:
@@ -176,17 +205,22 @@ def _split(payload: bytes) -> list[bytes]:
         if len(rest) < 2 + size:
             raise RemoteError("its last field is incomplete")
         rest = rest[2 + size :]
-    if len(fields) != _FIELDS:
+    if not _FIELDS <= len(fields) <= _FIELDS + _MORE_FIELDS_MAX:
         raise RemoteError(f"it has {len(fields)} fields instead of {_FIELDS}")
     return fields
 
 
-def _assemble(role: bytes, address: bytes, ca: bytes, certificate: bytes, key: bytes) -> Invite:
+def _assemble(
+    role: bytes, address: bytes, certificate: bytes, key: bytes, authorities: tuple[bytes, ...]
+) -> Invite:
     """The invite from its fields, which must fit together: a checksum keeps nobody from lying."""
-    ca_pem = x509.load_der_x509_certificate(ca).public_bytes(Encoding.PEM)
-    certificate_pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
+    if any(field[:1] not in (_ROOT, _ISSUER) for field in authorities):
+        raise RemoteError("it holds a field of a newer version: update fedtrain here")
+    ca_pem = b"".join(_pem(field[1:]) for field in authorities if field[:1] == _ROOT)
+    intermediates_pem = b"".join(_pem(field[1:]) for field in authorities if field[:1] == _ISSUER)
+    certificate_pem = _pem(certificate)
     facts = read_certificate(certificate_pem)
-    check_issuer(certificate_pem, ca_pem)
+    check_chain(certificate_pem, ca_pem, intermediates_pem)
     if facts.identity.role is not Role.ENROLLING:
         raise RemoteError(f"its certificate is for the role {facts.identity.role.value}")
     if len(key) != _KEY_BYTES:
@@ -203,7 +237,16 @@ def _assemble(role: bytes, address: bytes, ca: bytes, certificate: bytes, key: b
         certificate_pem=certificate_pem,
         key_pem=private_pem(private_key),
         facts=facts,
+        intermediates_pem=intermediates_pem,
     )
+
+
+def _der(certificate_pem: bytes) -> bytes:
+    return parse_certificate(certificate_pem).public_bytes(Encoding.DER)
+
+
+def _pem(certificate: bytes) -> bytes:
+    return x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
 
 
 def _scalar(key_pem: bytes) -> bytes:

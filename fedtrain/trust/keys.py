@@ -7,13 +7,21 @@ Two kinds, for two jobs: a P-256 key proves who is at the other end of a connect
 from __future__ import annotations
 
 import hashlib
+import re
+import secrets
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from cryptography.x509.oid import NameOID
 
 from fedtrain.core.orders import DIGEST, NAME
@@ -21,6 +29,12 @@ from fedtrain.errors import BadSignature, ConfigError, LocalError, RemoteError
 
 _DOMAIN = b"fedtrain/v1/"
 """Opens everything that is signed, so no signature of ours means anything anywhere else."""
+
+_SCRYPT_COST = 1 << 16
+"""64 MiB and a fifth of a second per guess, against the 2,048 hashes of the key file's own encryption."""
+
+_SEALED = re.compile(rb"fedtrain-scrypt: ([0-9a-f]{32})\n")
+_ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 
 
 def make_tls_key_and_csr(name: str) -> tuple[bytes, bytes]:
@@ -42,6 +56,53 @@ def make_csr(key_pem: bytes, name: str) -> bytes:
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     """The key as unencrypted PKCS #8 PEM: it is guarded by its file's mode."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def seal_private(key_pem: bytes, passphrase: bytes) -> bytes:
+    """The key encrypted with a passphrase: PKCS #8 under a key that scrypt made of it.
+
+    A line before the PEM holds the salt. Without a passphrase the key is returned as it is. The source
+    of the idea: C. Percival, Stronger key derivation via sequential memory-hard functions, 2009.
+    """
+    if not passphrase:
+        return key_pem
+    salt = secrets.token_bytes(16)
+    encryption = BestAvailableEncryption(_stretched(passphrase, salt))
+    sealed = load_tls_key(key_pem).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+    return b"fedtrain-scrypt: %s\n%s" % (salt.hex().encode(), sealed)
+
+
+def is_sealed(key_pem: bytes) -> bool:
+    """Whether a passphrase is needed to use the key."""
+    return _ENCRYPTED in key_pem
+
+
+def open_private(key_pem: bytes, passphrase: bytes) -> bytes:
+    """The key that `seal_private` encrypted, in the clear; one that is not encrypted as it is.
+
+    `ConfigError` if the passphrase is missing or wrong.
+    """
+    if not is_sealed(key_pem):
+        return key_pem
+    if not passphrase:
+        raise ConfigError("the key is encrypted: give its passphrase with --passphrase-file FILE")
+    match = _SEALED.match(key_pem)
+    if match is None:
+        raise ConfigError("the key is encrypted in another way than fedtrain's: restore it from a backup")
+    stretched = _stretched(passphrase, bytes.fromhex(match.group(1).decode()))
+    try:
+        key = serialization.load_pem_private_key(key_pem, password=stretched)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            "the passphrase does not open this key: check it, or restore the key from a backup"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError("the TLS key is not a P-256 key: restore it from a backup")
+    return private_pem(key)
+
+
+def _stretched(passphrase: bytes, salt: bytes) -> bytes:
+    return Scrypt(salt=salt, length=32, n=_SCRYPT_COST, r=8, p=1).derive(passphrase).hex().encode()
 
 
 def load_tls_key(key_pem: bytes) -> ec.EllipticCurvePrivateKey:

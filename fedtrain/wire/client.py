@@ -18,10 +18,11 @@ import grpc
 from fedtrain.core import canonical, messages as core
 from fedtrain.core.spec import RunSpec
 from fedtrain.errors import RemoteError, StaleEpoch, UnreachableError
-from fedtrain.wire import chunks, convert
+from fedtrain.wire import chunks, convert, moments
 from fedtrain.wire.calls import call, closing
-from fedtrain.wire.connection import END, Connection, in_time
+from fedtrain.wire.connection import ANSWER_S, END, Connection, in_time
 from fedtrain.wire.status import TrueStatus
+from fedtrain.wire.traffic import Tally
 from fedtrain.wire.v1 import operations_pb2
 from fedtrain.wire.values import (
     Admission,
@@ -96,6 +97,15 @@ class CoordinatorClient(Connection):
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 1.0)
 
+    async def sound(self) -> int | None:
+        """One health check: the coordinator's clock in UTC milliseconds, None if it does not tell."""
+        what = "Health.Check"
+        with self._calling(what) as line:
+            rpc = self._open(line, call("Health", "Check"), ANSWER_S)(convert.encode(HealthRequest("")))
+            await rpc
+            await self._hear(rpc)
+            return moments.read(await rpc.initial_metadata())
+
     async def enrol(self, request: SigningRequest) -> Admission:
         """The certificate for a signing request; to be called with an invite's bootstrap credentials."""
         return await self._ask(call("Enrolment", "Enrol"), request, Admission)
@@ -109,10 +119,10 @@ class CoordinatorClient(Connection):
 
         An error that `outgoing` raises ends the session and is raised here.
         """
-        with self._translating("the session"):
-            stream = self._open(call("Session", "Attend"), timeout_s=None)()
+        with self._calling("the session") as line:
+            stream = self._open(line, call("Session", "Attend"), timeout_s=None)()
             status = TrueStatus(stream)
-            sending = asyncio.create_task(_pump(outgoing, stream))
+            sending = asyncio.create_task(_pump(outgoing, stream, self._tally))
             try:
                 raw = await stream.read()
                 await self._hear(stream)
@@ -158,11 +168,11 @@ class CoordinatorClient(Connection):
         """
         if offset > size_bytes:
             raise RemoteError(f"byte {offset} was asked for of a blob of {size_bytes}")
-        with chunks.HashedFile(path, digest, size_bytes) as file, self._translating("the upload"):
+        with chunks.HashedFile(path, digest, size_bytes) as file, self._calling("the upload") as line:
             if offset == size_bytes:
                 await file.check()
                 return core.Missing(offset, size_bytes)
-            stream = self._open(call("Transfer", "Send"), timeout_s=TRANSFER_S)()
+            stream = self._open(line, call("Transfer", "Send"), timeout_s=TRANSFER_S)()
             status = TrueStatus(stream)
             try:
                 async with closing(file.frames(offset)) as frames:
@@ -307,11 +317,14 @@ async def _write(stream: Any, raw: bytes) -> None:
         await in_time(stream, "the upload")  # raises the call's status, unless it has been answered
 
 
-async def _pump(outgoing: AsyncIterator[core.FromPeer], stream: Any) -> None:
+async def _pump(outgoing: AsyncIterator[core.FromPeer], stream: Any, tally: Tally | None) -> None:
     """Writes what the site says; an error of its own ends the call, so that the reader wakes up."""
     try:
         async for message in outgoing:
-            await stream.write(convert.encode_from_peer(message))
+            raw = convert.encode_from_peer(message)
+            if tally is not None:
+                tally.note(f"Session.{type(message).__name__}", len(raw))
+            await stream.write(raw)
         await stream.done_writing()
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
         return  # the call has ended; its reader learns why

@@ -7,6 +7,8 @@ link within `KEEPALIVE_MS + KEEPALIVE_TIMEOUT_MS`; traffic of any kind counts as
 
 from __future__ import annotations
 
+import threading
+
 import grpc
 
 from fedtrain.errors import ConfigError
@@ -82,14 +84,45 @@ def channel_options(server_name: str, proxy: str | None = None) -> Options:
     ]
 
 
+class ServerIdentity:
+    """What the server shows and whom it accepts, to be replaced while it serves.
+
+    Connections that stand keep what they were made with; new ones get the newest.
+
+    Args:
+        key_pem, chain_pem: the server's key, and its certificate with what is presented behind it.
+        roots_pem: clients must show a certificate of one of these.
+    """
+
+    def __init__(self, key_pem: bytes, chain_pem: bytes, roots_pem: bytes) -> None:
+        self._guard = threading.Lock()
+        self._next: grpc.ServerCertificateConfiguration | None = None
+        try:
+            first = grpc.ssl_server_certificate_configuration([(key_pem, chain_pem)], roots_pem)
+            self.credentials = grpc.dynamic_ssl_server_credentials(
+                first,
+                self._fetch,  # type: ignore[arg-type]  # the stubs know nothing of "as before"
+                require_client_authentication=True,
+            )
+        except ValueError as error:
+            raise ConfigError(f"the server's certificate or key cannot be used ({error})") from error
+
+    def replace(self, key_pem: bytes, chain_pem: bytes, roots_pem: bytes) -> None:
+        """From the next handshake on."""
+        following = grpc.ssl_server_certificate_configuration([(key_pem, chain_pem)], roots_pem)
+        with self._guard:
+            self._next = following
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """gRPC asks before each handshake, in a thread of its own; None is "as before"."""
+        with self._guard:
+            following, self._next = self._next, None
+            return following
+
+
 def server_credentials(key_pem: bytes, chain_pem: bytes, ca_pem: bytes) -> grpc.ServerCredentials:
-    """The server's key and certificate chain; clients must show one of `ca_pem`."""
-    try:
-        return grpc.ssl_server_credentials(
-            [(key_pem, chain_pem)], root_certificates=ca_pem, require_client_auth=True
-        )
-    except ValueError as error:
-        raise ConfigError(f"the server's certificate or key cannot be used ({error})") from error
+    """Those of a server whose identity never changes; clients must show one of `ca_pem`."""
+    return ServerIdentity(key_pem, chain_pem, ca_pem).credentials
 
 
 def channel_credentials(key_pem: bytes, chain_pem: bytes, ca_pem: bytes) -> grpc.ChannelCredentials:

@@ -17,8 +17,8 @@ import grpc
 
 from fedtrain.core import canonical, messages as core
 from fedtrain.core.spec import RunSpec
-from fedtrain.errors import ConfigError
-from fedtrain.wire import chunks, convert, epochs, options
+from fedtrain.errors import ConfigError, FedtrainError
+from fedtrain.wire import chunks, convert, epochs, moments, options
 from fedtrain.wire.calls import Call, call, closing
 from fedtrain.wire.handlers import (
     EpochHandler,
@@ -29,6 +29,7 @@ from fedtrain.wire.handlers import (
     SessionHandler,
     TransferHandler,
 )
+from fedtrain.wire.live import LiveCalls, RefusalLog
 from fedtrain.wire.status import Answering
 from fedtrain.wire.v1 import operations_pb2
 from fedtrain.wire.values import (
@@ -63,14 +64,20 @@ _log = logging.getLogger(__name__)
 
 
 async def open_server(
-    address: str, credentials: grpc.ServerCredentials, handlers: Handlers, judge: Judge
+    address: str,
+    credentials: grpc.ServerCredentials,
+    handlers: Handlers,
+    judge: Judge,
+    live: LiveCalls | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """A started server and its port. `address` is `host:port`; port 0 takes a free one.
+
+    `live` gets every call that the judge admits, for as long as it lasts.
 
     Raises `ConfigError` if the address cannot be had.
     """
     server = grpc.aio.server(options=options.server_options())
-    add_services(server, handlers, judge)
+    add_services(server, handlers, judge, live)
     try:
         port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
@@ -82,9 +89,11 @@ async def open_server(
     return server, port
 
 
-def add_services(server: grpc.aio.Server, handlers: Handlers, judge: Judge) -> None:
+def add_services(
+    server: grpc.aio.Server, handlers: Handlers, judge: Judge, live: LiveCalls | None = None
+) -> None:
     """Registers all services of the protocol, and grpc.health.v1.Health, on a server."""
-    desk = _Desk(judge, handlers.epochs)
+    desk = _Desk(judge, handlers.epochs, LiveCalls() if live is None else live)
     operations = handlers.operations
     routes = [
         desk.answer(call("Enrolment", "Enrol"), SigningRequest, handlers.enrolment.enrol),
@@ -121,9 +130,11 @@ class _Desk:
     """Builds the gRPC handler of each kind of call. Requests and answers are bytes to gRPC, because
     what is malformed should be answered by us, in words."""
 
-    def __init__(self, judge: Judge, epochs: EpochHandler | None) -> None:
+    def __init__(self, judge: Judge, epochs: EpochHandler | None, live: LiveCalls) -> None:
         self._judge = judge
         self._epochs = epochs
+        self._live = live
+        self._refusals = RefusalLog()
 
     def answer(
         self, call: Call, kind: type[Q], handle: Callable[[Caller, Q], Awaitable[Any]]
@@ -189,22 +200,31 @@ class _Desk:
         # A refusal says it once more at its end: grpc.aio may lose the beginning of a stream that is refused.
         async with Answering(context, call.path, ours):
             if self._epochs is not None:
-                await context.send_initial_metadata(ours)
+                await context.send_initial_metadata((*ours, *moments.write()))
                 self._epochs.check()
-            caller = self._judge(context.auth_context(), call.service, call.method)
-            caller = replace(caller, address=context.peer())
+            caller = self._admit(context, call)
             shown = epochs.read(context.invocation_metadata())
-            if self._epochs is None:
-                yield caller
-                return
-            if shown is not None:
-                self._epochs.hear(caller, shown)
-            try:
-                yield caller
-            except Exception:
+            async with self._live.holding(caller, f"{call.service}.{call.method}"):
+                if self._epochs is None:
+                    yield caller
+                    return
+                if shown is not None:
+                    self._epochs.hear(caller, shown)
+                try:
+                    yield caller
+                except Exception:
+                    self._epochs.check()
+                    raise
                 self._epochs.check()
-                raise
-            self._epochs.check()
+
+    def _admit(self, context: Any, call: Call) -> Caller:
+        """Who calls; a refusal is logged with its address, which is all that tells strangers apart."""
+        try:
+            caller = self._judge(context.auth_context(), call.service, call.method)
+        except FedtrainError as error:
+            self._refusals.log(f"{call.service}.{call.method} from {context.peer()}", error)
+            raise
+        return replace(caller, address=context.peer())
 
 
 def _to_its_end(handle: Callable[[Caller, Q], Awaitable[A]]) -> Callable[[Caller, Q], Awaitable[A]]:

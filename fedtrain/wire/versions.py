@@ -24,8 +24,8 @@ FEATURES: dict[Version, tuple[str, ...]] = {
         "agreements that name the contract, declarations, withdrawals and the roster",
     ),
 }
-"""Version -> what it added to 1.0. A side that does not know a thing never meets it as a signed field, only as
-metadata that gRPC lets it ignore. New kinds of messages are sent to a side that speaks their minor."""
+"""Version -> what it added to 1.0. A side that does not know a thing never meets it as a signed field, only
+as metadata that gRPC lets it ignore. New kinds of messages are sent to a side that speaks their minor."""
 
 
 def negotiate(theirs: Version, release: str, side: str, our_release: str) -> Version:

@@ -136,8 +136,8 @@ def _serve(folder: Path, address: str, answers: Answers, port: Future[int], stop
         credentials = server_credentials(
             keys.server_key_pem, keys.server_certificate_pem, keys.authority.certificate_pem
         )
-        # The command line asks operations only.
-        handlers = Handlers(Mock(), Mock(), Mock(), answers, answers)
+        # The command line asks operations, and for invites, only.
+        handlers = Handlers(Mock(), Mock(), Mock(), answers, Mock(invite=answers.invite))
         server, bound = await open_server(address, credentials, handlers, _judge)
         port.set_result(bound)
         await asyncio.to_thread(stop.wait)

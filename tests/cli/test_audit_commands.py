@@ -67,7 +67,14 @@ def test_changed_row_is_named(fedtrain: Any, journal: Path) -> None:
     connection.close()
     outcome = fedtrain("audit", "verify", journal, "--json")
     assert outcome.code == 5 and "row 4" in outcome.err and "Traceback" not in outcome.err
-    assert outcome.document["verified"] is False and "row 4" in outcome.document["problems"][0]
+    assert outcome.document["verified"] is False and outcome.document["problems"] == [
+        {
+            "kind": "altered",
+            "sequence": 4,
+            "sentence": "row 4 was altered: what it holds does not give its hash",
+            "witness": "",
+        }
+    ]
 
 
 def test_cut_off_journal_is_found_by_what_a_site_kept(
@@ -98,7 +105,9 @@ def test_head_under_another_key_is_refused(fedtrain: Any, journal: Path, tmp_pat
     assert fedtrain("audit", "verify", journal, "--key", file).code == 5
 
 
-def test_missing_key_and_files_are_named(fedtrain: Any, journal: Path, tmp_path: Path) -> None:
+def test_missing_key_and_files_are_named(
+    fedtrain: Any, journal: Path, tmp_path: Path, key: MessageKey
+) -> None:
     """A missing key, journal or folder of heads is named with what to give instead."""
     (journal.parent / "message.pub").unlink()
     outcome = fedtrain("audit", "verify", journal)
@@ -109,8 +118,69 @@ def test_missing_key_and_files_are_named(fedtrain: Any, journal: Path, tmp_path:
     (tmp_path / "empty").mkdir()
     outcome = fedtrain("audit", "verify", journal, "--heads", tmp_path / "empty")
     assert outcome.code == 2 and "no heads" in outcome.err
+    (journal.parent / "message.pub").write_text(key.public)
     (tmp_path / "empty" / "1.json").write_text("[]")
     assert fedtrain("audit", "verify", journal, "--heads", tmp_path / "empty").code == 5
+
+
+def test_heads_of_several_sites_are_grouped(
+    fedtrain: Any, journal: Path, tmp_path: Path, key: MessageKey
+) -> None:
+    """Each site's heads count under its name, from folders and from a site's journal; evidence of two
+    histories is told with its file."""
+    book = Journal.open(journal, writer=False)
+    hashes = {row.sequence: row.hash for row in book.read()}
+    book.close()
+    north, west = tmp_path / "north" / "state" / "heads", tmp_path / "west" / "state" / "journal.db"
+    witness(north, signed(key, 4, hashes[4]))
+    west.parent.mkdir(parents=True)
+    site_book = Journal.open(west)
+    head = signed(key, 7, hashes[7])
+    told = {
+        "consortium": "test",
+        "sequence": 7,
+        "hash": head.hash,
+        "signed_ms": 5,
+        "signature": head.signature,
+    }
+    site_book.append([Entry(1, "", "HeadWitnessed", canonical.encode(told).decode())])
+    site_book.close()
+    words = ("audit", "verify", journal, "--heads", north, "--heads", west, "--json")
+    found = fedtrain(*words).document["witnesses"]
+    assert (found["north"], found["west"]) == ({"heads": 1, "newest": 4}, {"heads": 1, "newest": 7})
+    (west.parent / "coordinator.pub").write_text(key.public)
+    own = fedtrain("audit", "verify", west, "--json")
+    assert own.code == 0 and own.document["heads_checked"] == 1
+    second = signed(key, 4, "ef" * 32)
+    (north / f"4.{'ef' * 8}.json").write_bytes(canonical.encode(second))
+    outcome = fedtrain(*words)
+    assert outcome.code == 5
+    kinds = {problem["kind"]: problem for problem in outcome.document["problems"]}
+    assert set(kinds) == {"equivocation", "rewritten"} and kinds["equivocation"]["sequence"] == 4
+    assert "north" in kinds["equivocation"]["witness"]
+
+
+def test_show_filters_rows(fedtrain: Any, journal: Path) -> None:
+    """Rows can be chosen by site, kind, place and time; each comes with its sentence."""
+    book = Journal.open(journal)
+    book.append(
+        [
+            Entry(1_800_000_000_000, "run-1", "WorkFailed", '{"order":"run-1.2.1.east","reason":"it broke"}'),
+            Entry(1_800_000_000_001, "", "SiteLost", '{"site":"west","reason":"gone"}'),
+        ]
+    )
+    book.close()
+
+    def rows(*words: object) -> list[int]:
+        return [
+            row["sequence"] for row in fedtrain("audit", "show", journal, "--json", *words).document["rows"]
+        ]
+
+    assert rows("--site", "east") == [11] and rows("--site", "west") == [12]
+    assert rows("--kind", "SiteLost", "--kind", "WorkFailed") == rows("--after", 10) == [11, 12]
+    assert rows("--since", "2027-01-15") == [11, 12] and rows("--since", "2030-01-01T00:00:00+01:00") == []
+    assert "run-1: run-1.2.1.east is not done: it broke" in fedtrain("audit", "show", journal).out
+    assert fedtrain("audit", "show", journal, "--since", "yesterday").code == 2
 
 
 def test_show_prints_rows(fedtrain: Any, journal: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedtrain.config import load_peer, peer_template
-from fedtrain.core.contract import Contract, Rights
+from fedtrain.core.contract import Approval, Contract, Hours, Models, Require, Rights
 from fedtrain.errors import ConfigError
 
 PEER = """\
@@ -58,20 +58,55 @@ def test_documented_site_loads(tmp_path: Path) -> None:
 def test_contract_reaches_the_agent_whole(tmp_path: Path) -> None:
     """The agent judges by exactly the runs, tasks, cohort and rights that the file names."""
     rights = Rights(discoverable=True, execute=("causal_lm",), read=False, write=False)
-    expected = Contract(("library-*",), ("causal_lm",), 2, {"corpus": rights})
+    expected = Contract(
+        ("library-*",),
+        ("causal_lm",),
+        2,
+        {"corpus": rights},
+        hours=Hours(0, 1440, "Europe/Berlin"),
+        upload_max_per_day_bytes=10**10,
+        gpu_hours_max=500.0,
+    )
     assert load_peer(written(tmp_path, PEER)).terms() == expected
 
 
 def test_unenforced_clauses_are_listed(tmp_path: Path) -> None:
     """Clauses that this version does not enforce are listed by name, and the harmless ones are not."""
     clauses = load_peer(written(tmp_path, PEER)).unenforced()
-    assert [clause.split(":")[0] for clause in clauses] == [
-        "contract.upload_max_per_day",
-        "contract.gpu_hours_max",
-        "datasets.corpus.privacy",
-    ]
-    night = PEER.replace("00:00-24:00", "20:00-06:00")
-    assert load_peer(written(tmp_path, night)).unenforced()[0].startswith("contract.hours")
+    assert [clause.split(":")[0] for clause in clauses] == ["datasets.corpus.privacy"]
+
+
+EVERY_CLAUSE = """\
+  models: {size_max: 64MiB, layouts: [LAYOUT], limits: {layers: 12, width: 0.5}}
+  organisations_min: 3
+  upload_max_per_round: 2MB
+  licences: [Apache-2.0, "CC-*"]
+energy:""".replace("LAYOUT", "ab" * 32)
+
+
+def test_every_clause_reaches_the_agent(tmp_path: Path) -> None:
+    """Each clause that a person can write is one that the agent judges by, in the core's units."""
+    text = PEER.replace("energy:", EVERY_CLAUSE)
+    for old, new in (
+        ("{masked: false}", "{masked: true, epsilon_max: 3, unit: group}"),
+        ("00:00-24:00", "20:15-06:00"),
+        ("use: non-economic", "use: economic"),
+        ("approval: automatic", "approval: manual"),
+        ("discoverable: true", "discoverable: [causal_lm]"),
+        ("read: false", "read: [a, b]"),
+        ("write: false", "write: true"),
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+    contract = load_peer(written(tmp_path, text)).terms()
+    assert contract.datasets["corpus"] == Rights(
+        execute=("causal_lm",), write=True, discoverable_to=("causal_lm",), readable_by=("a", "b")
+    )
+    assert contract.models == Models(64 << 20, ("ab" * 32,), {"layers": 12.0, "width": 0.5})
+    assert (contract.organisations_min, contract.upload_max_per_round_bytes) == (3, 2_000_000)
+    assert contract.licences == ("Apache-2.0", "CC-*") and contract.use == "economic"
+    assert contract.hours == Hours(20 * 60 + 15, 6 * 60, "Europe/Berlin")
+    assert contract.require == Require(True, 3.0, "group") and contract.approval is Approval.MANUAL
 
 
 def test_template_is_a_valid_site_that_allows_nothing(tmp_path: Path) -> None:
@@ -125,7 +160,13 @@ WRONG = [
     ("delta: 1.0e-5", "delta: 1.0", 13, "datasets.corpus.privacy.delta", ["less than 1"]),
     ("cohort_min: 2", "cohort_min: none", 17, "contract.cohort_min", ["'none'", "integer"]),
     ("cohort_min: 2", "cohort_min: 0", 17, "contract.cohort_min", ["0"]),
-    ("masked: false", "masked: true", 18, "contract.require.masked", ["not available in this version"]),
+    ("masked: false", "masked: maybe", 18, "contract.require.masked", ["'maybe'"]),
+    ("masked: false", "unit: person", 18, "contract.require.unit", ["'person'", "group"]),
+    ("00:00-24:00", "08:00-08:00", 19, "contract.hours", ["never"]),
+    ("00:00-24:00", "08:00-24:30", 19, "contract.hours", ["HH:MM-HH:MM"]),
+    ("discoverable: true", "discoverable: [a b]", 12, "datasets.corpus.rights.discoverable", ["letters"]),
+    ("cohort_min: 2", "models: {layouts: [abc]}", 17, "contract.models.layouts[0]", ["digest"]),
+    ("cohort_min: 2", "models: {limits: {layers: many}}", 17, "contract.models.limits.layers", ["'many'"]),
     ("Europe/Berlin", "Europe/Bonn", 19, "contract.hours", ["Europe/Bonn", "time zone"]),
     ("00:00-24:00", "0-24", 19, "contract.hours", ["HH:MM-HH:MM"]),
     (
@@ -144,7 +185,7 @@ WRONG = [
     ),
     ("gpu_hours_max: 500", "gpu_hours_max: -1", 21, "contract.gpu_hours_max", ["-1"]),
     ("use: non-economic", "use: economics", 22, "contract.use", ["'economics'", "non-economic"]),
-    ("approval: automatic", "approval: manual", 23, "contract.approval", ["not available in this version"]),
+    ("approval: automatic", "approval: never", 23, "contract.approval", ["'never'", "manual"]),
     ("pue: 1.07", "pue: 0.5", 24, "energy.pue", ["0.5", "1"]),
 ]
 

@@ -10,6 +10,7 @@ import pytest
 from fedtrain.config import load_run
 from fedtrain.core import canonical
 from fedtrain.core.spec import LatePolicy, RunSpec
+from fedtrain.core.terms import read_asked
 from fedtrain.errors import ConfigError
 from fedtrain.methods.outer import OUTER
 
@@ -207,3 +208,26 @@ def test_first_of_several_mistakes_is_told_with_their_number(tmp_path: Path) -> 
     """Of several mistakes the first line's is told, and how many more there are."""
     error = complaint(tmp_path, RUN.replace("seed: 1", "seed: x").replace("every: 1", "every: x"))
     assert error.key == "seed" and "1 more" in str(error)
+
+
+def test_terms_travel_only_where_they_are_stated(tmp_path: Path) -> None:
+    """A run without use, licence and access has the task that sites of protocol 1.0 know; stated ones lie
+    inside it, where every site's contract finds them."""
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("run: a\ntask: {name: tiny}\nrounds: {count: 1, steps: 1}\n")
+    task = load_run(plain).spec().task
+    assert task == '{"data":"","model":{},"name":"tiny","training":{}}'
+    stated = tmp_path / "stated.yaml"
+    stated.write_text(
+        "run: a\nuse: economic\nlicence: CC-BY-4.0\ntask: {name: tiny, data: c, access: [read]}\n"
+        "rounds: {count: 1, steps: 1}\n"
+    )
+    asked = read_asked(load_run(stated).spec().task)
+    assert (asked.use, asked.licence, asked.access, asked.fault) == ("economic", "CC-BY-4.0", ("read",), "")
+    for wrong, key in (("use: any", "use"), ("task: {name: t, access: [own]}", "task.access[0]")):
+        path = tmp_path / "wrong.yaml"
+        task = "" if "task" in wrong else "task: {name: t}\n"
+        path.write_text(f"run: a\nrounds: {{count: 1, steps: 1}}\n{task}{wrong}\n")
+        with pytest.raises(ConfigError) as caught:
+            load_run(path)
+        assert caught.value.key == key

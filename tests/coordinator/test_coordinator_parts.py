@@ -44,7 +44,8 @@ def test_every_call_has_its_roles() -> None:
     for one in CALLS.values():
         service, method = one.path.strip("/").rsplit(".", 1)[-1].split("/")
         assert Role.COORDINATOR not in allowed_roles(service, method)
-        assert (Role.ENROLLING in allowed_roles(service, method)) == (service == "Enrolment")
+        enrols = (service, method) == ("Enrolment", "Enrol")
+        assert (Role.ENROLLING in allowed_roles(service, method)) == enrols
 
 
 async def test_a_silent_site_and_a_stalled_order_are_told() -> None:

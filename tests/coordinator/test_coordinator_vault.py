@@ -171,7 +171,7 @@ async def test_history_that_moves_on_is_followed(
     async def close_round() -> None:
         await answer(second, 1.0)
         await consortium.until(lambda: consortium.serving.hub.state.runs["tiny"].rounds_done == 1)
-        await asyncio.gather(*consortium.serving.hub._tasks - {_pulse(consortium)})
+        await asyncio.gather(*consortium.serving.hub._tasks - _endless(consortium))
 
     def copy(folder: Path, draft: Path) -> Any:
         made = real(folder, draft)
@@ -188,10 +188,12 @@ async def test_history_that_moves_on_is_followed(
     assert fold_of(consortium.folder / "anew").runs["tiny"].rounds_done == 1
 
 
-def _pulse(consortium: Consortium) -> Any:
-    """The one background task that never ends."""
-    (task,) = [t for t in consortium.serving.hub._tasks if "PulseWatch.run" in repr(t)]
-    return task
+def _endless(consortium: Consortium) -> Any:
+    """The background tasks that end with the coordinator only."""
+    names = ("PulseWatch.run", "_watch_over")
+    found = {t for t in consortium.serving.hub._tasks if any(name in repr(t) for name in names)}
+    assert len(found) == len(names)
+    return found
 
 
 async def test_what_the_disk_has_lost_is_told(

@@ -233,6 +233,37 @@ class Script:
         """An operator stops the run."""
         return self.tell(ev.RunStopped, run="run", by="op")
 
+    def reject(self, site: str, order: str = "") -> list[str]:
+        """The site has sent something that cannot be used."""
+        return self.tell(ev.UpdateRejected, order=order or self._order_id(site), blob="bad", reason="NaN")
+
+    def withdraw(self, site: str) -> list[str]:
+        """The site takes its consent back."""
+        return self.tell(ev.ConsentWithdrawn, site=site, run="run", reason="enough", signature="s")
+
+    def quarantine(self, site: str) -> list[str]:
+        """An operator takes the site out."""
+        return self.tell(ev.SiteQuarantined, site=site, by="op", reason="odd")
+
+    def release(self, site: str) -> list[str]:
+        """An operator ends the quarantine."""
+        return self.tell(ev.SiteReleased, site=site, by="op", reason="mended")
+
+    def revoke(self, site: str) -> list[str]:
+        """An operator ends the membership."""
+        return self.tell(ev.MemberRevoked, name=site, by="op", reason="left")
+
+    def roll_back(self, version: int) -> list[str]:
+        """An operator wants the run to go on from there."""
+        return self.tell(ev.RunRolledBack, run="run", version=version, by="op")
+
+    def restored(self, version: int, digest: str = "") -> list[str]:
+        """The version is made again, as the newest."""
+        assert self.run.model is not None
+        index = self.run.model.ref.version + 1
+        told = {"model_digest": digest or f"model-{version}", "snapshot": f"again-{version}"}
+        return self.tell(ev.VersionRestored, run="run", round=index, snapshot_bytes=40, **told)
+
     def last_aggregation(self) -> fx.Aggregate:
         """The aggregation that the last event asked for."""
         return next(effect for effect in self._actor.performed if isinstance(effect, fx.Aggregate))
@@ -270,4 +301,8 @@ def line(effect: fx.Effect, now_ms: int) -> str:
             return f"finish {effect.phase}: {effect.reason}"
         case fx.Retire():
             return f"retire behind epoch {effect.epoch}"
+        case fx.Restore():
+            return f"restore {effect.version} as {effect.round}"
+        case fx.Expel():
+            return f"expel {effect.name}: {effect.reason}"
     raise AssertionError(effect)

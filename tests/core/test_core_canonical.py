@@ -51,7 +51,7 @@ def test_the_spelling() -> None:
     assert canonical.encode({"b": (1, 2.0), "a": OrderKind.SEED, "c": None, "d": "ä"}) == (
         b'{"a":"seed","b":[1,2.0],"c":null,"d":"\\u00e4"}'
     )
-    octets = b'{"at_ms":5,"epoch":2,"place":"here"}'
+    octets = b'{"at_ms":5,"code":"","epoch":2,"place":"here","version":""}'
     assert canonical.encode(Booted(5, 2, "here")) == octets
     assert canonical.digest(Booted(5, 2, "here")) == hashlib.sha256(octets).hexdigest()
 

@@ -62,9 +62,10 @@ def test_a_cohort_without_this_site() -> None:
 
 @pytest.mark.parametrize("task", ["{", "[]", '"tiny"', "{}"])
 def test_tasks_that_cannot_be_read(task: str) -> None:
-    """A task section that is no object with a name is no allowed task."""
-    reasons = judge(ALLOWS, replace(FIRST, task=task)).reasons
-    assert reasons == ("contract.tasks does not allow task  (allowed: tiny)",)
+    """A task section that is no object with a name is refused as a whole, with the place."""
+    decision = judge(ALLOWS, replace(FIRST, task=task))
+    assert not decision.accepted and not decision.pending
+    assert [reason.split(":")[0] for reason in decision.reasons] == ["the order's task cannot be judged"]
 
 
 def test_a_task_without_data() -> None:

@@ -121,7 +121,8 @@ def test_rows_name_their_run() -> None:
     assert run_of(WorkFailed(1, "x.1.1.a", "r")) == "x"
     assert run_of(OrderReceived(1, FIRST)) == "run-1"
     assert run_of(Booted(1, 1)) == ""
-    assert entry_of(Booted(5, 2, "here")) == Entry(5, "", "Booted", '{"at_ms":5,"epoch":2,"place":"here"}')
+    payload = '{"at_ms":5,"code":"","epoch":2,"place":"here","version":""}'
+    assert entry_of(Booted(5, 2, "here")) == Entry(5, "", "Booted", payload)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from fedtrain.wire import convert
 from fedtrain.wire.calls import call
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.options import channel_credentials
-from fedtrain.wire.values import FetchRequest, SigningRequest
+from fedtrain.wire.values import FetchRequest, InviteOrder, SigningRequest
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ async def served(folder: Path) -> AsyncIterator[tuple[int, CoordinatorClient]]:
 
 async def join(folder: Path, operator: CoordinatorClient, name: str) -> ScriptedSite:
     """An attached site."""
-    invite = decode_invite(await operator.make_invite(name, "site", 600), time.time_ns() // 1_000_000)
+    invite = decode_invite(await operator.invite(InviteOrder(name, "site", 600)), time.time_ns() // 1_000_000)
     state = folder / "sites" / name
     application = begin_join(state, invite)
     credentials = channel_credentials(invite.key_pem, invite.certificate_pem, invite.ca_pem)

@@ -24,8 +24,9 @@ from fedtrain.errors import FedtrainError, RemoteError
 from fedtrain.storage.journal import Journal
 from fedtrain.trust.folders import MemberKeys, load_member
 from fedtrain.wire.calls import call
-from fedtrain.wire.convert import IDENTIFIER
+from fedtrain.wire.records import IDENTIFIER
 from fedtrain.wire.v1 import operations_pb2, session_pb2, transfer_pb2
+from fedtrain.wire.values import InviteOrder
 
 NASTY = "\x1b]0;owned\x07\x1b[2J\r\nfedtrain: all is well\u202e<script>alert(1)</script>\x00\u2028end"
 TRICKS = {
@@ -82,7 +83,7 @@ async def test_names_with_tricks_cross_nowhere(arena: Arena) -> None:
             found = await raw(operator_keys(arena), path, request.SerializeToString(), streaming_answer=True)
             _check(name, found)
         with case(name), pytest.raises(FedtrainError) as refused:
-            await operator.make_invite(text, "site", 600)
+            await operator.invite(InviteOrder(text, "site", 600))
         assert str(refused.value).isprintable() and len(str(refused.value)) < 2_500
     after = sorted(str(path) for path in arena.consortium.folder.rglob("*") if "journal" not in path.name)
     assert after == before

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedtrain.core import messages as msg
+from fedtrain.core.agent import AgentEvent, AgentState
 from fedtrain.core.contract import Contract
 from fedtrain.core.orders import ModelRef, Order, OrderKind, Result, order_id
 from fedtrain.core.ports import MemoryJournal
@@ -220,7 +221,14 @@ class FakeCoordinator:
         self._check_reachable()
         return msg.Missing(len(self.received.setdefault(offer.digest, bytearray())), offer.size_bytes)
 
-    async def send_file(self, path: Path, digest: str, size_bytes: int, offset: int = 0) -> msg.Missing:
+    async def send_file(
+        self,
+        path: Path,
+        digest: str,
+        size_bytes: int,
+        offset: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> msg.Missing:
         self._check_reachable()
         data = path.read_bytes()
         if sha256(data) != digest:
@@ -229,6 +237,8 @@ class FakeCoordinator:
         if self.cut_send_at >= 0:
             end, self.cut_send_at = self.cut_send_at, -1
         self.received[digest] += data[offset:end]
+        if progress is not None:
+            progress(end)
         if end < len(data):
             raise UnreachableError("the connection broke")
         return msg.Missing(end, size_bytes)
@@ -297,6 +307,17 @@ class Site:
     def entries(self, *kinds: str) -> list[dict[str, Any]]:
         """Payloads of the journal's rows of these kinds."""
         return [json.loads(entry.payload) for entry in self.journal.entries if entry.kind in kinds]
+
+
+class Bookkeeper:
+    """Stands in for an agent: keeps the events that it is told of."""
+
+    def __init__(self, contract: Contract | None = None) -> None:
+        self.state = AgentState(contract=contract or Contract())
+        self.events: list[AgentEvent] = []
+
+    def submit(self, *events: AgentEvent) -> None:
+        self.events += events
 
 
 class AgentRun:

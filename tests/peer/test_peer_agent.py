@@ -31,9 +31,10 @@ async def test_a_round_from_invitation_to_receipt(
         result = site.hand_in(order)
         await coordinator.until(lambda: coordinator.commits)
         await settled(agent)
-    (consent,) = coordinator.of(msg.Consent)
-    statement = statements.Consent(order.id, canonical.digest(order), True, ())
-    statements.verify(statement, site.keys.message_key.public, bytes.fromhex(consent.signature))
+    (agreed,) = coordinator.of(msg.Agreement)
+    contract = canonical.digest(site.settings.contract)
+    statement = statements.Agreement(order.id, canonical.digest(order), True, (), contract)
+    statements.verify(statement, site.keys.message_key.public, bytes.fromhex(agreed.signature))
     (commit,) = coordinator.commits
     assert (commit.order, commit.digest, commit.weight, commit.steps) == (order.id, result.digest, 80, 5)
     signed = statements.Commit(RUN, order.id, result.digest, 500, 80, 5)
@@ -89,10 +90,12 @@ async def test_the_contract_refuses_with_its_clause(site: Site, coordinator: Fak
     async with site.start() as agent:
         await agent.session.attached.wait()
         coordinator.invite(order)
-        (consent,) = await coordinator.until(lambda: coordinator.of(msg.Consent))
+        (consent,) = await coordinator.until(lambda: coordinator.of(msg.Agreement))
         assert agent.state.held == {}
     assert not consent.accepted and "contract.cohort_min" in consent.reasons[0]
-    statement = statements.Consent(order.id, canonical.digest(order), False, consent.reasons)
+    statement = statements.Agreement(
+        order.id, canonical.digest(order), False, consent.reasons, canonical.digest(site.settings.contract)
+    )
     statements.verify(statement, site.keys.message_key.public, bytes.fromhex(consent.signature))
     assert site.mailbox.claim("trainer-1") is None
 
@@ -117,7 +120,7 @@ async def test_an_order_for_another_site_is_left_alone(site: Site, coordinator: 
         coordinator.invite(an_order(0, OrderKind.SEED, site="other"))
         coordinator.send(msg.Inquiry("q", an_order(0, OrderKind.SEED)))
         await coordinator.until(lambda: coordinator.of(msg.Answer))
-        assert not agent.state.held and not coordinator.of(msg.Consent)
+        assert not agent.state.held and not coordinator.of(msg.Agreement)
 
 
 async def test_an_evaluation_is_told_once_in_a_session(
@@ -155,7 +158,8 @@ async def test_a_cancelled_order_is_withdrawn(site: Site, coordinator: FakeCoord
 
 
 async def test_heads_are_witnessed(site: Site, coordinator: FakeCoordinator) -> None:
-    """A signed head is journaled and kept as a file; a forged one is not, nor a second history."""
+    """A signed head is journaled and kept as a file; a forged one is not; one of a second history is kept
+    beside it as evidence. A repeated head is no news."""
     heads = site.settings.state / "heads"
     async with site.start() as agent:
         await agent.session.attached.wait()
@@ -164,10 +168,12 @@ async def test_heads_are_witnessed(site: Site, coordinator: FakeCoordinator) -> 
         async with asyncio.timeout(5):
             await agent.until(lambda: bool(site.entries("HeadWitnessed")))
         coordinator.send(coordinator.head(7, "bb" * 32))
+        coordinator.send(coordinator.head(7, "aa" * 32))
         coordinator.send(coordinator.head(8, "dd" * 32))
         async with asyncio.timeout(5):
             await agent.until(lambda: bool(site.entries("HeadWitnessed")[1:]))
-    assert sorted(path.name for path in heads.iterdir()) == ["7.json", "8.json"]
+    evidence = f"7.{'bb' * 8}.json"
+    assert sorted(path.name for path in heads.iterdir()) == sorted(["7.json", evidence, "8.json"])
     kept = canonical.decode(SignedHead, (heads / "7.json").read_bytes())
     assert (kept.sequence, kept.hash, kept.key_id) == (7, "aa" * 32, coordinator.key.key_id)
     assert [entry["sequence"] for entry in site.entries("HeadWitnessed")] == [7, 8]
@@ -207,7 +213,7 @@ async def test_a_changed_contract_counts_from_the_next_start(
     async with site.start() as agent:
         await agent.session.attached.wait()
         coordinator.invite(order)
-        await coordinator.until(lambda: [c for c in coordinator.of(msg.Consent) if not c.accepted])
+        await coordinator.until(lambda: [c for c in coordinator.of(msg.Agreement) if not c.accepted])
         assert not agent.state.held
     assert json.loads(canonical.encode(Contract())) == site.entries("AgentBooted")[-1]["contract"]
 

@@ -71,7 +71,8 @@ async def test_a_restarted_agent_goes_on_from_its_journal(
         assert not coordinator.commits
     coordinator.away = False
     async with site.start() as agent:
-        await settled(agent)
+        await settled(agent)  # an upload waits for no session
+        await coordinator.until(lambda: len(coordinator.of(msg.Hello)) == 2)
     assert len(coordinator.commits) == 1
     hellos = coordinator.of(msg.Hello)
     assert [hello.holding for hello in hellos] == [(), (order.id,)]

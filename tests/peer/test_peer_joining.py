@@ -16,6 +16,7 @@ import pytest
 
 from fedtrain.errors import ConfigError, RefusedError, RemoteError, UnreachableError
 from fedtrain.peer import join
+from fedtrain.peer.egress import FILE as EGRESS_FILE, read_unwritten
 from fedtrain.trust import admission
 from fedtrain.trust.authority import Authority, create_authority
 from fedtrain.trust.certificates import LeafFacts
@@ -77,6 +78,9 @@ class EnrolmentOffice:
             raise UnreachableError("the reply was lost")
         return answer
 
+    async def renew(self, caller: Caller, request: SigningRequest) -> Admission:
+        raise RefusedError("this office enrols and renews nothing")
+
     def close(self) -> None:
         self._run(self._server.stop(0))
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -120,6 +124,16 @@ def test_joining_leaves_a_complete_identity(office: EnrolmentOffice, tmp_path: P
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state.iterdir()}
     assert modes["tls.key"] == modes["message.key"] == 0o600
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
+
+
+def test_what_joining_sends_is_the_first_row_of_the_account(office: EnrolmentOffice, tmp_path: Path) -> None:
+    """The bytes of the enrolment, handshake and all, wait for the site's first agent to write them down."""
+    join(office.invite("accounted"), tmp_path)
+    unwritten = read_unwritten(tmp_path / "state" / EGRESS_FILE)
+    assert unwritten is not None
+    (row,) = unwritten.rows
+    assert (row.kind, row.messages, row.order) == ("Enrolment.Enrol", 1, "")
+    assert 1_000 < row.size_bytes < 20_000
 
 
 def test_a_lost_reply_burns_no_invite(office: EnrolmentOffice, tmp_path: Path) -> None:

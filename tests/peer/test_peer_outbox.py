@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from peer_world import FakeCoordinator, an_order, sha256
+from peer_world import Bookkeeper, FakeCoordinator, an_order, sha256
 
 from fedtrain.core.messages import Commit, Missing, Receipt
 from fedtrain.core.orders import Order, OrderKind, Result
 from fedtrain.errors import BadMailbox, BadSignature, IntegrityError, RemoteError
+from fedtrain.peer.egress import Account
 from fedtrain.peer.outbox import Outbox
 from fedtrain.storage.mailbox import Mailbox
 from fedtrain.trust.keys import MessageKey
@@ -28,8 +29,14 @@ class Desk:
         self.mailbox = Mailbox(folder / "mailbox")
         self.mailbox.create()
         self.folder = folder / "outbox"
+        self.books = Bookkeeper()
         self.outbox = Outbox(
-            self.folder, self.mailbox, self.coordinator, MessageKey.generate(), self.coordinator.key.public
+            self.folder,
+            self.mailbox,
+            self.coordinator,
+            MessageKey.generate(),
+            self.coordinator.key.public,
+            Account(self.books, "localhost:7443"),
         )
         self.outbox.create()
         self.result = Result(ORDER.id, "", "update.bin", sha256(DATA), len(DATA), 10, 5)

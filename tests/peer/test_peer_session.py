@@ -67,8 +67,8 @@ class Desk:
         self.highest = 0
         self.at_work = False
 
-    def greet(self) -> msg.Hello:
-        return msg.Hello((1, 0), "1.0", "s", (), ())
+    def greet(self, session: str = "") -> msg.Hello:
+        return msg.Hello((1, 0), "1.0", session or "s", (), ())
 
     def welcome(self, welcome: msg.Welcome) -> None:
         self.welcomes += 1

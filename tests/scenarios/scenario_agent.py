@@ -8,7 +8,7 @@ from typing import Any
 from scenario_coordinator import Coordinator, ScenarioError
 
 from fedtrain.core import agent
-from fedtrain.core.contract import Contract, Rights
+from fedtrain.core.contract import Approval, Contract, Rights, Verdict, Word
 from fedtrain.core.driver import Driver, replay
 from fedtrain.core.orders import Order, OrderKind, Result
 from fedtrain.core.ports import MemoryActor, MemoryJournal
@@ -34,13 +34,13 @@ class Agent:
 
     # -- the process ------------------------------------------------------------------------------
 
-    def do_boot(self, runs: str = "run-*", cohort_min: str = "1") -> list[str]:
+    def do_boot(self, runs: str = "run-*", cohort_min: str = "1", approval: str = "automatic") -> list[str]:
         """The agent starts, with the contract that lies there today."""
         state = replay(self._journal, agent.step, agent.AgentState(), agent.AGENT_EVENTS)
         if self._driver is not None and self._driver.state != state:
             raise AssertionError(f"I8: the journal of {self._site} does not replay to the live state")
         self._driver = Driver(self._journal, self._actor, agent.step, state)
-        contract = replace(ALLOWS, runs=(runs,), cohort_min=int(cohort_min))
+        contract = replace(ALLOWS, runs=(runs,), cohort_min=int(cohort_min), approval=Approval(approval))
         return self._tell(agent.AgentBooted, contract=contract)
 
     def do_crash(self) -> list[str]:
@@ -81,6 +81,20 @@ class Agent:
     def do_published(self, run: str, index: str) -> list[str]:
         """The version of this round is out."""
         return self._tell(agent.RoundPublished, run=run, round=int(index))
+
+    # -- from the site's people ----------------------------------------------------------------------
+
+    def do_says(self, run: str, word: str, reason: str = "we talked about it") -> list[str]:
+        """A person approves, denies or withdraws: approved, denied, withdrawn."""
+        return self._tell(agent.RunDecided, run=run, verdict=Verdict(Word(word), reason, "ada"))
+
+    def do_releases(self, order: str) -> list[str]:
+        """A person has looked at a held update and lets it go."""
+        return self._tell(agent.UpdateReleased, order=order, by="ada", day=1)
+
+    def do_withholds(self, order: str, reason: str = "too much of one patient") -> list[str]:
+        """A person has looked at a held update, and it stays."""
+        return self._tell(agent.UpdateWithheld, order=order, by="ada", reason=reason)
 
     # -- from the trainer ---------------------------------------------------------------------------
 
@@ -148,4 +162,8 @@ def _effect(effect: agent.AgentEffect) -> str:
             return f"shelve {effect.order}"
         case agent.Discard():
             return f"discard {effect.order}"
+        case agent.Withdraw():
+            return f"withdraw from {effect.run}: {effect.reason}"
+        case agent.Reattach():
+            return f"attach anew: {effect.reason}"
     raise AssertionError(effect)

@@ -14,6 +14,8 @@ from fedtrain.core.epochs import next_epoch
 from fedtrain.core.invariants import violations
 from fedtrain.core.orders import Order
 from fedtrain.core.ports import Entry, MemoryJournal
+from fedtrain.core.rollback import digest_of
+from fedtrain.core.rounds import next_index
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.core.state import RoundRecord, RunState, Seat, SeatRecord, State
 from fedtrain.core.transitions import step
@@ -170,6 +172,22 @@ class Coordinator:
         """The run ends for good."""
         return self._tell(ev.RunStopped, run=run, by="op")
 
+    def do_quarantine(self, site: str, reason: str = "its losses are odd", crash: str = "") -> list[str]:
+        """A site is taken out of all runs."""
+        return self._tell(ev.SiteQuarantined, crash, site=site, by="op", reason=reason)
+
+    def do_release(self, site: str, reason: str = "its disk was replaced") -> list[str]:
+        """Its quarantine ends."""
+        return self._tell(ev.SiteReleased, site=site, by="op", reason=reason)
+
+    def do_revoke(self, site: str, reason: str = "its agreement has ended", crash: str = "") -> list[str]:
+        """Its membership ends."""
+        return self._tell(ev.MemberRevoked, crash, name=site, by="op", reason=reason)
+
+    def do_rollback(self, run: str, version: str, crash: str = "") -> list[str]:
+        """The run is to go on from an earlier version."""
+        return self._tell(ev.RunRolledBack, crash, run=run, version=int(version), by="op")
+
     # -- answers to orders --------------------------------------------------------------------------
 
     def do_consent(self, *orders: str, crash: str = "") -> list[str]:
@@ -197,6 +215,10 @@ class Coordinator:
         kept = answer.acknowledged
         receipt = f"the same receipt: {kept.outcome}, epoch {kept.epoch}" if kept else ""
         return [": ".join(filter(None, (answer.admission.value, answer.reason or receipt)))]
+
+    def do_withdraw(self, site: str, run: str, reason: str = "we must not", crash: str = "") -> list[str]:
+        """A site takes its consent back."""
+        return self._tell(ev.ConsentWithdrawn, crash, site=site, run=run, reason=reason, signature="s")
 
     def do_commit(
         self, order: str, weight: str = "1", site: str = "", blob: str = "", crash: str = ""
@@ -244,6 +266,25 @@ class Coordinator:
         opened = self._open_round(run)
         place = {"run": run, "round": opened.index, "attempt": opened.attempt}
         return self._tell(ev.AggregationFailed, **place, reason=reason)
+
+    def do_late_answer(self, run: str, index: str, attempt: str) -> list[str]:
+        """A sum that nobody waits for any more is there, and another one has failed."""
+        place = {"run": run, "round": int(index), "attempt": int(attempt)}
+        delta = {"model_digest": "left", "delta": "left", "delta_bytes": 12}
+        whole = {"snapshot": "", "snapshot_bytes": 0, "update_norm": 1.5}
+        failed = self._tell(ev.AggregationFailed, **place, reason="memory ran out")
+        return [*self._tell(ev.RoundAggregated, **place, **delta, **whole), *failed]
+
+    def do_restore(self, run: str, crash: str = "") -> list[str]:
+        """The earlier version is made again."""
+        found = self.state.runs[run]
+        if found.restoring is None:
+            raise ScenarioError(f"nothing of {run} is being restored")
+        told = {"snapshot": f"snapshot-{run}-{found.restoring}-again", "snapshot_bytes": 40}
+        digest = digest_of(found, found.restoring)
+        return self._tell(
+            ev.VersionRestored, crash, run=run, round=next_index(found), model_digest=digest, **told
+        )
 
     def do_damage(self, order: str, reason: str = "damaged") -> list[str]:
         """The disk has lost an acknowledged update."""
@@ -325,12 +366,17 @@ def standing(run: RunState) -> str:
 
 def recorded(record: RoundRecord) -> str:
     """An attempt's account in one line."""
+    again = f", version {record.version} is version {record.restored} again"
     led = (
         ""
         if record.version is None
+        else again
+        if record.restored is not None
         else f", version {record.version} of {' + '.join(record.counted) or 'it'}"
     )
-    return f"record {record.index}.{record.attempt}{led} ({record.reason}): {_seats(record.seats)}"
+    return (
+        f"record {record.index}.{record.attempt}{led} ({record.reason}): {_seats(record.seats) or 'nobody'}"
+    )
 
 
 def _seats(seats: Any) -> str:

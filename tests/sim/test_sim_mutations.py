@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from planted_faults import AGENT, CLOCK, CORE, DRIVER, SIMULATION, Mutation
+from planted_faults import AGENT, CLOCK, CONSENT, CORE, DRIVER, GOING_BACK, LEAVING, SIMULATION, Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 60
@@ -38,7 +38,7 @@ def storage_rows() -> tuple[Mutation, ...]:
     return tuple(Mutation(row.name, row.file, row.before, row.after, row.catcher) for row in module.MUTATIONS)
 
 
-MUTATIONS = (*DRIVER, *CORE, *AGENT, *storage_rows())
+MUTATIONS = (*DRIVER, *CORE, *LEAVING, *GOING_BACK, *AGENT, *CONSENT, *storage_rows())
 SIMULATED = [mutation for mutation in MUTATIONS if mutation.catcher == SIMULATION]
 TESTED = [mutation for mutation in MUTATIONS if mutation.catcher != SIMULATION]
 

@@ -160,7 +160,7 @@ async def test_failed_handshakes_are_explained(
         assert "another consortium" in await sentence(port, root, good, name="orchard")
         assert "another consortium" in await sentence(port, root, good, name=None)
         assert "our certificate" in await sentence(port, root, expired)
-        assert "still a member" in await sentence(port, root, member(stranger, now_ms))
+        assert "TLS does not say why" in await sentence(port, root, member(stranger, now_ms))
     assert "nothing listens" in await sentence(port, root, good)
     old = authority.issue_server(now_ms - 2 * HOUR_MS, HOUR_MS)
     async with serving(authority, old, now_ms) as port:

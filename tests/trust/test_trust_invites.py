@@ -171,8 +171,9 @@ def test_enrolment_end_to_end(authority: Authority, invite: Invite, now_ms: int)
     key_pem, csr_pem = make_tls_key_and_csr("anything")
     message_key = MessageKey.generate()
     enrolled = enrol(authority, invite.facts, invite.role, csr_pem, message_key.public, now_ms)
-    facts = accept(invite, key_pem, enrolled.certificate_pem)
-    assert facts.identity == Identity("vineyard", Role.SITE, "jsc")
+    jsc = Identity("vineyard", Role.SITE, "jsc")
+    facts = accept(jsc, key_pem, enrolled.certificate_pem, invite.ca_pem)
+    assert facts.identity == jsc
     assert facts.key_digest == enrolled.key_digest == requested_key_digest(csr_pem)
     assert requested_key_digest(make_csr(key_pem, "again")) == enrolled.key_digest
     assert enrolled.message_key == message_key.public
@@ -207,7 +208,7 @@ def test_newcomer_refuses_a_wrong_answer(
         "another key": authority.issue_leaf(other_csr_pem, jsc, now_ms),
     }.items():
         with pytest.raises(RemoteError, match=reason):
-            accept(invite, key_pem, pem)
+            accept(jsc, key_pem, pem, invite.ca_pem)
 
 
 def _joined(
@@ -239,7 +240,7 @@ def test_folders_end_to_end(tmp_path: Path, now_ms: int) -> None:
     assert reloaded.membership.identity == Identity("vineyard", Role.SITE, "jsc")
     assert reloaded.membership.address == ADDRESS
     assert {p.name for p in coordinator_state.iterdir()} == {
-        "identity.json", "ca.key", "ca.crt", "server.key", "server.crt", "message.key"
+        "identity.json", "authority.json", "ca.key", "ca.crt", "server.key", "server.crt", "message.key"
     }  # fmt: skip
     assert {p.name for p in site_state.iterdir()} == {
         "identity.json", "tls.key", "tls.crt", "ca.crt", "message.key", "coordinator.pub"

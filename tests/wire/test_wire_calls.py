@@ -274,8 +274,8 @@ async def test_a_second_server_cannot_share_the_port(tmp_path: Path) -> None:
 
 async def raw_call(client: CoordinatorClient, service: str, method: str, raw: bytes) -> bytes:
     """Bytes that no client of ours would send."""
-    with client._translating("test"):
-        return await client._channel.unary_unary(call(service, method).path)(raw, timeout=10)
+    with client._calling("test"):
+        return await client._line.channel.unary_unary(call(service, method).path)(raw, timeout=10)
 
 
 async def test_hostile_bytes_are_refused_in_words(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ async def test_a_forged_spelling_is_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path, Throne(5), Book())
     async with bench as client:
         for forged in ("7", "7.1." + "zz" * 64, "-7.1." + "ab" * 64, "9" * 19 + ".1." + "ab" * 64):
-            rpc = client._channel.unary_stream("/fedtrain.wire.v1.Operations/Run")
+            rpc = client._line.channel.unary_stream("/fedtrain.wire.v1.Operations/Run")
             call = rpc(b"\n\x02lm", metadata=((epochs.KEY, forged),), timeout=10)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()

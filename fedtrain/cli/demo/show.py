@@ -114,7 +114,7 @@ def _verify(consortium: Consortium) -> tuple[str, ...]:
     """The coordinator's journal against its signatures and the heads that the sites kept."""
     from fedtrain.cli.audit import examine
 
-    return tuple(examine(consortium.journal, consortium.folder / "sites", None).problems)
+    return tuple(map(str, examine(consortium.journal, [consortium.folder / "sites"], None).problems))
 
 
 def _traffic(view: Mapping[str, Any], sites: int) -> Traffic:

@@ -6,6 +6,8 @@
     progress/<order id>.json  steps done so far                             by a trainer
     trainers/<trainer>.json   heartbeat: a counter and the claimed order    by a trainer
     checkpoints/              the trainer's own
+    probes/<id>.json          a question about the trainer's surroundings   by the agent
+    findings/<id>.json        what it found                                 by a trainer
 
 Every entry is written under a temporary name (a leading dot) in its folder and then renamed, so a
 reader never sees half of one. An order is claimed by renaming it, so exactly one trainer gets it;
@@ -15,6 +17,9 @@ Both sides treat the other's files as hostile: names are matched before they bec
 are opened step by step without following links, documents are bounded in size and read against
 their schema. Rubbish is skipped and reported, never obeyed.
 
+Where agent and trainer have an account each, the mailbox belongs to a group of both and is marked
+setgid (`chmod 2770`); what either writes is then open to that group, whatever its umask.
+
 Nothing here is synced to the disk. After a power loss the order is sent again, and every file is
 checked by size and digest when it is read, so durability would buy nothing.
 """
@@ -23,15 +28,19 @@ from fedtrain.core.orders import Order, OrderKind, Progress, Result
 from fedtrain.storage.mailbox.box import Claim, Mailbox
 from fedtrain.storage.mailbox.claims import ClaimWatch
 from fedtrain.storage.mailbox.documents import MODEL_FILE, RESULT_FILES
+from fedtrain.storage.mailbox.probes import Count, Finding, Probe
 
 __all__ = [
     "MODEL_FILE",
     "RESULT_FILES",
     "Claim",
     "ClaimWatch",
+    "Count",
+    "Finding",
     "Mailbox",
     "Order",
     "OrderKind",
+    "Probe",
     "Progress",
     "Result",
 ]

@@ -11,7 +11,7 @@ from fedtrain.core import canonical
 from fedtrain.core.orders import ORDER_ID, Order, Progress, Result
 from fedtrain.errors import BadMailbox, ConfigError, LocalError
 from fedtrain.storage.filesystem import disk_errors
-from fedtrain.storage.mailbox import documents, entries
+from fedtrain.storage.mailbox import documents, entries, probes
 from fedtrain.storage.mailbox.documents import (
     CLAIM_FILE,
     MODEL_FILE,
@@ -22,14 +22,17 @@ from fedtrain.storage.mailbox.documents import (
     check_order_id,
     check_trainer_id,
 )
+from fedtrain.storage.mailbox.probes import PROBE_ID, Finding, Probe, check_probe_id
 
-ORDERS, CLAIMS, RESULTS, PROGRESS, TRAINERS, CHECKPOINTS = FOLDERS = (
+ORDERS, CLAIMS, RESULTS, PROGRESS, TRAINERS, CHECKPOINTS, PROBES, FINDINGS = FOLDERS = (
     "orders",
     "claims",
     "results",
     "progress",
     "trainers",
     "checkpoints",
+    "probes",
+    "findings",
 )
 
 
@@ -50,12 +53,25 @@ class Mailbox:
     def create(self) -> None:
         """Make the folders that are missing; `ConfigError` if something else is in their place."""
         with disk_errors(f"create the mailbox {self.folder}"):
-            for name in FOLDERS:
-                with contextlib.suppress(FileExistsError):
-                    (self.folder / name).mkdir(parents=True)
+            with contextlib.suppress(FileExistsError):
+                self.folder.mkdir(parents=True)
+            with entries.open_folder(self.folder.resolve()) as root:
+                for name in FOLDERS:
+                    with contextlib.suppress(FileExistsError):
+                        entries.make_folder(root, name)
         for name in FOLDERS:
             if (self.folder / name).is_symlink() or not (self.folder / name).is_dir():
                 raise ConfigError("is not a folder: remove it", file=str(self.folder / name))
+
+    def share(self, group: int) -> None:
+        """Open the mailbox to the trainer's group, where agent and trainer have an account each.
+
+        The folders get the group, and the mark (setgid) by which all that is made in them gets it too.
+        """
+        with disk_errors(f"share the mailbox {self.folder} with group {group}"):
+            for folder in (self.folder, *(self.folder / name for name in FOLDERS)):
+                with entries.open_folder(folder.resolve()) as descriptor:
+                    entries.share_folder(descriptor, group)
 
     @property
     def checkpoints(self) -> Path:
@@ -71,6 +87,16 @@ class Mailbox:
     def results_folder(self) -> Path:
         """Where a result appears: what the agent watches."""
         return self.folder / RESULTS
+
+    @property
+    def probes_folder(self) -> Path:
+        """Where a question appears: what an idle trainer watches too."""
+        return self.folder / PROBES
+
+    @property
+    def findings_folder(self) -> Path:
+        """Where an answer appears."""
+        return self.folder / FINDINGS
 
     @contextlib.contextmanager
     def _open(self, action: str, *folders: str) -> Iterator[list[int]]:
@@ -184,6 +210,28 @@ class Mailbox:
                     if documents.is_stale(entries.temporary_for(name), known):
                         entries.remove(folder, name)
 
+    def ask(self, probe: Probe) -> None:
+        """Put a question before the trainers."""
+        check_probe_id(probe.id)
+        with self._open(f"ask probe {probe.id}", PROBES) as (folder,):
+            entries.write_document(folder, f"{probe.id}.json", probe)
+
+    def finding(self, probe_id: str) -> Finding | None:
+        """The answer, None while there is none; `BadMailbox` if it is unfit."""
+        check_probe_id(probe_id)
+        with self._open(f"read the finding of probe {probe_id}", FINDINGS) as (folder,):
+            try:
+                return probes.read_finding(folder, probe_id)
+            except FileNotFoundError:
+                return None
+
+    def forget_probe(self, probe_id: str) -> None:
+        """Take a question back, and its answer with it."""
+        check_probe_id(probe_id)
+        with self._open(f"forget probe {probe_id}", PROBES, FINDINGS) as folders:
+            for folder in folders:
+                entries.remove(folder, f"{probe_id}.json")
+
     def rubbish(self) -> tuple[str, ...]:
         """One sentence for each entry that no side of fedtrain writes like this; all are skipped."""
         places = (
@@ -192,6 +240,8 @@ class Mailbox:
             (RESULTS, ORDER_ID, "", documents.read_result),
             (PROGRESS, ORDER_ID, ".json", documents.read_progress),
             (TRAINERS, TRAINER_ID, ".json", documents.read_beat),
+            (PROBES, PROBE_ID, ".json", probes.read_probe),
+            (FINDINGS, PROBE_ID, ".json", probes.read_finding),
         )
         found: list[str] = []
         for place, name, suffix, read in places:
@@ -257,6 +307,19 @@ class Mailbox:
         check_order_id(progress.order)
         with self._open("report progress", PROGRESS) as (folder,):
             entries.write_document(folder, f"{progress.order}.json", progress)
+
+    def probes(self) -> list[Probe]:
+        """Questions that nobody has answered yet; unfit ones are left out."""
+        with self._open("look for probes", PROBES, FINDINGS) as (asked, answered):
+            found = documents.read_documents(asked, PROBE_ID, probes.read_probe)
+            return [probe for probe in found.values() if not entries.exists(answered, f"{probe.id}.json")]
+
+    def answer(self, finding: Finding) -> None:
+        """Hand in what was found."""
+        check_probe_id(finding.probe)
+        check_trainer_id(finding.trainer)
+        with self._open(f"answer probe {finding.probe}", FINDINGS) as (folder,):
+            entries.write_document(folder, f"{finding.probe}.json", finding)
 
     def beat(self, trainer_id: str, counter: int, order: str) -> None:
         """Show that this trainer lives: `counter` moves with each call, `order` may be ""."""

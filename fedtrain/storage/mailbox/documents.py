@@ -78,7 +78,7 @@ def read_order(orders: int, order_id: str) -> Order:
     with entries.open_folder(order_id, orders) as inside:
         order = entries.read_document(inside, ORDER_FILE, Order)
     _check_names(order.id, order_id)
-    _check_numbers(order, order_id)
+    check_numbers(order, order_id)
     return order
 
 
@@ -87,7 +87,7 @@ def read_result(results: int, order_id: str) -> Result:
     with entries.open_folder(order_id, results) as inside:
         result = entries.read_document(inside, RESULT_FILE, Result, bytes_max=RESULT_BYTES_MAX, alone=True)
         _check_names(result.order, order_id)
-        _check_numbers(result, order_id)
+        check_numbers(result, order_id)
         if len(canonical.encode(dataclasses.replace(result, layout=""))) > entries.DOCUMENT_BYTES_MAX:
             raise BadMailbox(f"the result of {order_id} is larger than its layout excuses")
         if result.file:
@@ -106,7 +106,7 @@ def read_progress(folder: int, order_id: str) -> Progress:
     """The progress report on this order."""
     progress = entries.read_document(folder, f"{order_id}.json", Progress)
     _check_names(progress.order, order_id)
-    _check_numbers(progress, order_id)
+    check_numbers(progress, order_id)
     return progress
 
 
@@ -115,7 +115,7 @@ def read_beat(folder: int, trainer_id: str) -> Beat:
     beat = entries.read_document(folder, f"{trainer_id}.json", Beat)
     if beat.order:
         _check_names(beat.order, beat.order)
-    _check_numbers(beat, trainer_id)
+    check_numbers(beat, trainer_id)
     return beat
 
 
@@ -156,7 +156,7 @@ def _check_names(found: str, expected: str) -> None:
         raise BadMailbox(f"mailbox entry {expected!r} speaks of order {found[:80]!r}")
 
 
-def _check_numbers(document: Any, name: str) -> None:
+def check_numbers(document: Any, name: str) -> None:
     """`BadMailbox` on a count below zero or beyond 64 bits, and on a number that is not finite.
 
     JSON has no infinity, but 1e999 reads as one, and no canonical document could hold it later.

@@ -111,6 +111,36 @@ def write_document(folder: int, name: str, value: Any) -> None:
         raise
 
 
+def make_folder(folder: int, name: str) -> None:
+    """Make the folder `name`, open to the group where the mailbox is shared with one."""
+    os.mkdir(name, dir_fd=folder)
+    with open_folder(name, folder) as inside:
+        _share_alike(inside, folder)
+
+
+def share_folder(folder: int, group: int) -> None:
+    """Give a folder to a group, with the mark by which all that is made in it goes to that group too."""
+    os.fchown(folder, -1, group)
+    os.fchmod(folder, stat.S_ISGID | 0o770)
+
+
+def _is_shared(folder: int) -> bool:
+    """Whether agent and trainer meet here under two accounts of one group: setgid, and theirs to write.
+
+    Both, because on shared systems folders are often setgid for other reasons.
+    """
+    marks = stat.S_ISGID | stat.S_IWGRP
+    return os.fstat(folder).st_mode & marks == marks
+
+
+def _share_alike(entry: int, folder: int) -> None:
+    """Let the group have what was made in a shared folder; the maker's umask would keep it out."""
+    if _is_shared(folder):
+        mode = stat.S_IMODE(os.fstat(entry).st_mode)
+        # Who may read may write, as the maker may; into folders as well.
+        os.fchmod(entry, mode | (mode & 0o700) >> 3)
+
+
 def put_folder(folder: int, name: str, document: str, data: bytes, add_file: Callable[[int], None]) -> bool:
     """Make the folder `name` with the file `document` and what `add_file` puts beside it.
 
@@ -119,7 +149,7 @@ def put_folder(folder: int, name: str, document: str, data: bytes, add_file: Cal
     """
     draft = temporary(name)
     try:
-        os.mkdir(draft, dir_fd=folder)
+        make_folder(folder, draft)
         with open_folder(draft, folder) as inside:
             write_file(inside, document, data)
             add_file(inside)
@@ -146,6 +176,7 @@ def move_entry(source: int, name: str, target: int, new_name: str = "") -> bool:
 def write_file(folder: int, name: str, data: bytes) -> None:
     """Create the file `name` with these bytes; it must not exist."""
     with open(os.open(name, _CREATE_FLAGS, 0o666, dir_fd=folder), "wb") as file:
+        _share_alike(file.fileno(), folder)
         file.write(data)
 
 
@@ -196,7 +227,13 @@ def _regular_file(folder: int, name: str, alone: bool) -> Iterator[tuple[int, in
 
 
 def share_file(source: Path, folder: int, name: str) -> None:
-    """Hard-link `source` as `name`; copy where the file system cannot link."""
+    """Hard-link `source` as `name`; copy where the file system cannot link.
+
+    In a shared mailbox a file that not everybody may read is copied: a link would keep its rights.
+    """
+    if _is_shared(folder) and not source.stat().st_mode & stat.S_IROTH:
+        copy_file(source, folder, name)
+        return
     try:
         os.link(source, name, dst_dir_fd=folder, follow_symlinks=False)
     except OSError as error:
@@ -214,6 +251,9 @@ def move_file(source: Path, folder: int, name: str) -> None:
             raise
         copy_file(source, folder, name)
         source.unlink()
+        return
+    with _regular_file(folder, name, alone=False) as (descriptor, _):
+        _share_alike(descriptor, folder)
 
 
 def copy_file(source: Path, folder: int, name: str) -> None:
@@ -222,6 +262,7 @@ def copy_file(source: Path, folder: int, name: str) -> None:
         open(source, "rb") as reader,
         open(os.open(name, _CREATE_FLAGS, 0o666, dir_fd=folder), "wb") as writer,
     ):
+        _share_alike(writer.fileno(), folder)
         shutil.copyfileobj(reader, writer, COPY_BYTES)
 
 

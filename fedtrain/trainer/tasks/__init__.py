@@ -8,6 +8,7 @@ synthetic task does without. Third parties add theirs through the entry point gr
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 
 from fedtrain.errors import ConfigError
 from fedtrain.trainer.data import DataSource
@@ -31,17 +32,30 @@ def installed_tasks() -> dict[str, importlib.metadata.EntryPoint]:
 
 def build_task(spec: TaskSpec, data: DataSource) -> Task:
     """The task that `spec` names; `ConfigError` lists the installed ones if it is none of them."""
+    return _load(spec.name)(spec, data)
+
+
+def example_count(name: str) -> Callable[[bytes], int]:
+    """How many examples this task sees in a document, in the unit of its weight.
+
+    A task says it by a static method `examples_in(document) -> int`. For one that does not it is the
+    document's bytes: no known unit is smaller, and too low a number would make honest weights look false.
+    """
+    said: Callable[[bytes], int] = getattr(_load(name), "examples_in", len)
+    return said
+
+
+def _load(name: str) -> type[Task]:
     installed = installed_tasks()
-    if spec.name not in installed:
+    if name not in installed:
         names = ", ".join(sorted(installed))
-        raise ConfigError(f"{spec.name!r} is not installed at this site; installed: {names}", key="task.name")
+        raise ConfigError(f"{name!r} is not installed at this site; installed: {names}", key="task.name")
     try:
-        kind = installed[spec.name].load()
+        kind: type[Task] = installed[name].load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"the task {spec.name!r} could not be loaded ({error}); install what it needs, for the"
+            f"the task {name!r} could not be loaded ({error}); install what it needs, for the"
             " tasks of fedtrain with `pip install fedtrain[train]`",
             key="task.name",
         ) from error
-    task: Task = kind(spec, data)
-    return task
+    return kind

@@ -67,6 +67,11 @@ class CausalLanguageModel:
             self._texts = Corpus((part.documents() for part in self._data.parts()), self._shape.context)
         return self._texts
 
+    @staticmethod
+    def examples_in(document: bytes) -> int:
+        """Its weight is in tokens, and its vocabulary is bytes."""
+        return len(document)
+
     def layout(self) -> Layout:
         """Matrices first, then the gains of the norms."""
         return self._flat.layout
