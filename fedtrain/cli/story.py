@@ -55,7 +55,7 @@ SENTENCES = {
     "RoundPublished": "the version of round {round} is out",
     "HeadWitnessed": "the coordinator's journal stood at row {sequence}, hash {hash}",
     "RosterReceived": "the members are {members}",
-    "RunDecided": "a person says of run {run}: {verdict.verdict}{, because |verdict.reason}",
+    "RunDecided": "{verdict.by} has {verdict.word} run {run}{, because |verdict.reason}",
     "Reconsidered": "time has passed, orders are looked at again",
     "UpdateReleased": "{by} lets the update for {order} go",
     "UpdateWithheld": "{by} keeps the update for {order} here: {reason}",
