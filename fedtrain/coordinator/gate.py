@@ -115,6 +115,11 @@ class Gate:
             reason = f"the invite for {invite.name} was used before, with another key"
             self._report(caller, reason)
             raise RefusedError(f"{reason}: if that was not you, tell an operator; else ask for a new invite")
+        if member is not None and member.revoked and _holds(member, digest, request.message_key):
+            raise RefusedError(
+                f"these are the keys of {member.name} that were revoked: join into an empty folder, where new"
+                " ones are made"
+            )
         role, keys, now_ms = Role(invite.role), self._hub.keys, self._hub.clock.now_ms()
         facts = LeafFacts(
             identity=parse_identity(f"fedtrain://{keys.membership.consortium}/enrolling/{caller.name}"),
@@ -164,3 +169,8 @@ class Gate:
                 f"the certificate of {caller.name} was renewed before, with another key: go on with that "
                 "one, or ask an operator for a new invite"
             )
+
+
+def _holds(member: Member, key_digest: str, message_key: str) -> bool:
+    """Whether one of these keys is, or was until its renewal, the member's."""
+    return key_digest in (member.key_digest, member.previous_key) or message_key == member.message_key

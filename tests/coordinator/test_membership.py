@@ -168,7 +168,7 @@ async def test_renewals_are_limited(consortium: Consortium) -> None:
 
 async def test_revocation_cuts_what_is_under_way(consortium: Consortium) -> None:
     """A revoked site's session and its other calls end with the reason, new calls are refused, and an invite
-    from before is dead; invited again it is the same member."""
+    from before is dead; invited again it is a member with new keys, and never with the old ones."""
     site, operator = await consortium.join("alpha"), consortium.operator
     await site.attend()
     await operator.invite(InviteOrder("beta", "site", 600))
@@ -187,9 +187,10 @@ async def test_revocation_cuts_what_is_under_way(consortium: Consortium) -> None
     assert consortium.serving.hub.state.attached == {}
     misuses = (await operator.members())["misuses"]
     assert misuses[-1]["name"] == "alpha" and "does not count any more" in misuses[-1]["reason"]
-    again = await enrolled(
-        operator, consortium.folder / "sites" / "alpha", InviteOrder("alpha", "site", 600, again=True)
-    )
+    order = InviteOrder("alpha", "site", 600, again=True)
+    with pytest.raises(RefusedError, match="keys of alpha that were revoked"):
+        await enrolled(operator, consortium.folder / "sites" / "alpha", order)
+    again = await enrolled(operator, consortium.folder / "sites" / "alpha-new", order)
     async with client_with(again) as client:
         await client.connect(LIMIT_S)
     assert (await operator.member("alpha"))["revoked"] == ""

@@ -125,18 +125,18 @@ async def test_a_second_story_does_not_unseat_the_first(arena: Arena) -> None:
     commit = arena.liar.commit(arena.order, path, weight=10)
     receipt = await arena.upload(path, commit)
     other = arena.liar.make_file(arena.order, 2.0)
-    for attempt in (arena.liar.commit(arena.order, other), arena.liar.commit(arena.order, other, weight=99)):
-        with pytest.raises(Equivocation, match="another blob"):
-            await arena.liar.client.offer(msg.Offer(attempt.order, attempt.digest, attempt.size_bytes))
-        with pytest.raises(Equivocation, match="another blob"):
-            await arena.liar.client.commit(attempt)
+    attempt = arena.liar.commit(arena.order, other, weight=99)
+    with pytest.raises(Equivocation, match="another blob"):
+        await arena.liar.client.offer(msg.Offer(attempt.order, attempt.digest, attempt.size_bytes))
+    with pytest.raises(Equivocation, match="another blob"):
+        await arena.liar.client.commit(attempt)
     heavier = arena.liar.commit(arena.order, arena.liar.make_file(arena.order, 1.0), weight=1_000)
     assert await arena.liar.client.commit(heavier) == receipt
     assert arena.run.round is not None
     seat = arena.run.round.seats["mallory"]
     assert seat.standing.value == "stored" and seat.update is not None
     assert (seat.update.blob, seat.update.weight) == (commit.digest, 10)
-    assert len(arena.rows("UpdateRejected")) == 4
+    assert len(arena.rows("UpdateRejected")) == 2  # a third would be quarantine
     await arena.finish(liar_counts=True)
 
 
