@@ -6,31 +6,21 @@ the decoder that the coordinator would use, tensor by tensor, so what is shown i
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedtrain.core.agent import AGENT_EVENTS, AgentState, Held, Stage, step
 from fedtrain.core.orders import OrderKind, Result
-from fedtrain.errors import BadUpdate, FedtrainError, IntegrityError, LocalError, NotFoundError
-from fedtrain.methods.codecs import codec
+from fedtrain.errors import BadUpdate, IntegrityError, LocalError, NotFoundError
 from fedtrain.methods.files import open_source
-from fedtrain.methods.likeness import BINS, Extent, Likeness, Measure
-from fedtrain.methods.modelfile import ModelReader
-from fedtrain.methods.updatefile import UpdateReader
-from fedtrain.methods.vectors import CHUNK_ELEMENTS, Floats
+from fedtrain.methods.flatfile import FlatFile, open_model, open_update
+from fedtrain.methods.likeness import BINS, Likeness
 from fedtrain.storage.filesystem import hash_of
 from fedtrain.storage.journal import Journal
 from fedtrain.storage.snapshots import Snapshots
-
-SLAB_ELEMENTS = 64 * CHUNK_ELEMENTS
-"""Decoded at a time: 1 MiB."""
 
 MEANING = {
     "norm": "L2 length of the tensor's change. One tensor with most of the whole norm deserves a question.",
@@ -143,95 +133,30 @@ def inspect(folder: Path, state: AgentState, order: str) -> Inspection:
             f"{path} is not there yet: the running agent puts it there, so start it, or wait a moment"
         )
     _check_digest(path, result)
-    with contextlib.ExitStack() as files:
-        vector, layout_digest = _open(path, held.order.kind, files)
-        tensors = []
-        named = [path] if held.order.kind is OrderKind.SEED else _models(folder, held.order.run)
-        for name, shape, start in _places(named, layout_digest, vector):
-            stop = start + math.prod(shape)
-            tensors.append(Tensor(name, shape, _measure(vector, start, stop)))
-        beside = _earlier(folder, state, held) if held.order.kind is OrderKind.TRAIN else ""
-        cosine = _cosine(vector, folder / "outbox" / beside, files) if beside else None
+    trained = held.order.kind is OrderKind.TRAIN
+    with (open_update if trained else open_model)(path) as file:
+        tensors = tuple(
+            Tensor(name, shape, file.measure(start, start + math.prod(shape)))
+            for name, shape, start in file.places(_models(folder, held.order.run) if trained else [path])
+        )
+        beside = _earlier(folder, state, held) if trained else ""
+        cosine = _cosine(file, folder / "outbox" / beside) if beside else None
     return Inspection(
         order=order,
-        kind="update" if held.order.kind is OrderKind.TRAIN else "model",
-        codec=vector.codec,
+        kind="update" if trained else "model",
+        codec=file.codec,
         digest=result.digest,
         size_bytes=result.size_bytes,
         norm=math.sqrt(sum(tensor.likeness.norm**2 for tensor in tensors)),
-        tensors=tuple(tensors),
+        tensors=tensors,
         cosine=cosine,
         beside=beside if cosine is not None else "",
     )
 
 
-class _Vector:
-    """A file's flat vector; what was decoded last is kept, because small tensors lie side by side."""
-
-    def __init__(self, count: int, codec_name: str, decode: Callable[[int, Floats], None]) -> None:
-        self.count = count
-        self.codec = codec_name
-        self._decode = decode
-        self._start = -1
-        self._slab: Floats = np.empty(0, np.float32)
-
-    def pieces(self, start: int, stop: int) -> Iterator[Floats]:
-        """The values from `start` to `stop`, as views that hold until the next one."""
-        while start < stop:
-            first = start // SLAB_ELEMENTS * SLAB_ELEMENTS
-            last = min(first + SLAB_ELEMENTS, self.count)
-            if first != self._start:
-                slab = np.empty(last - first, np.float32)
-                self._decode(first, slab)
-                self._start, self._slab = first, slab
-            end = min(stop, last)
-            yield self._slab[start - first : end - first]
-            start = end
-
-
-def _open(path: Path, kind: OrderKind, files: contextlib.ExitStack) -> tuple[_Vector, str]:
-    """(vector, digest of its layout) of a file that was handed in."""
-    if kind is OrderKind.SEED:
-        model = files.enter_context(ModelReader(path))
-        return _Vector(model.num_elements, "float32", model.read), model.layout_digest
-    update = files.enter_context(UpdateReader(path))
-    header = update.header
-    scratch = np.empty(codec(header.codec).encoded_bytes(SLAB_ELEMENTS), np.uint8)
-
-    def decode(start: int, out: Floats) -> None:
-        update.decode_range(start, out, scratch)
-
-    return _Vector(header.num_elements, header.codec, decode), header.layout_digest
-
-
 def _models(folder: Path, run: str) -> list[Path]:
     """The run's public models that are here."""
     return sorted((folder / "models" / run).glob("*.safetensors"))
-
-
-def _places(
-    models: Iterable[Path], layout_digest: str, vector: _Vector
-) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """(name, shape, start) of the tensors, from the first model file of the same layout."""
-    for path in models:
-        with contextlib.suppress(FedtrainError), ModelReader(path) as model:
-            if model.layout_digest == layout_digest and model.num_elements == vector.count:
-                start = 0
-                for name, shape in zip(model.names, model.shapes, strict=True):
-                    yield name, shape, start
-                    start += math.prod(shape)
-                return
-    yield "(all tensors)", (vector.count,), 0
-
-
-def _measure(vector: _Vector, start: int, stop: int) -> Likeness:
-    extent = Extent()
-    for piece in vector.pieces(start, stop):
-        extent.take(piece)
-    measure = Measure(extent)
-    for piece in vector.pieces(start, stop):
-        measure.take(piece)
-    return measure.done()
 
 
 def _earlier(folder: Path, state: AgentState, held: Held) -> str:
@@ -247,20 +172,13 @@ def _earlier(folder: Path, state: AgentState, held: Held) -> str:
     return rounds[max(rounds)] if rounds else ""
 
 
-def _cosine(vector: _Vector, other: Path, files: contextlib.ExitStack) -> float | None:
-    """None if the two cannot be compared."""
+def _cosine(file: FlatFile, other: Path) -> float | None:
+    """With another update; None if the two cannot be compared."""
     try:
-        second, _ = _open(other, OrderKind.TRAIN, files)
+        with open_update(other) as second:
+            return file.cosine(second)
     except BadUpdate:
         return None
-    if second.count != vector.count:
-        return None
-    sums = np.zeros(3)
-    for ours, theirs in zip(vector.pieces(0, vector.count), second.pieces(0, vector.count), strict=True):
-        a, b = ours.astype(np.float64), theirs.astype(np.float64)
-        sums += np.dot(a, b), np.dot(a, a), np.dot(b, b)
-    product, first, last = map(float, sums)
-    return product / math.sqrt(first * last) if first > 0 and last > 0 else None
 
 
 def _check_digest(path: Path, result: Result) -> None:
