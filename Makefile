@@ -15,7 +15,7 @@ THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 START = start=$$(date +%s)
 TOOK = echo "make $@: done in $$(( $$(date +%s) - start )) s"
 
-.PHONY: help setup demo test check sim chaos bench protos clean
+.PHONY: help setup demo test check sim chaos bench compose-test protos clean
 
 help:
 	@echo "make setup          virtual environment in $(VENV) (again only when its inputs change)"
@@ -25,6 +25,7 @@ help:
 	@echo "make sim SEEDS=n    simulated worlds, one per seed; ARGS='--seed 7 --minimise' shrinks one that fails"
 	@echo "make chaos          real processes under kills, resets, partitions; options in ARGS="
 	@echo "make bench          every benchmark; BENCH= for the long form"
+	@echo "make compose-test   the compose files under podman, images built anew where needed; root, minutes"
 	@echo "make protos         generate the wire code again"
 	@echo "make clean          remove caches and build outputs; $(VENV) stays"
 
@@ -62,6 +63,9 @@ bench: $(READY)
 	@$(START); for script in benchmarks/*.py; do \
 		echo "$$script $(BENCH)"; $(BIN)/python $$script $(BENCH) || exit 1; \
 	done && $(TOOK)
+
+compose-test: $(READY)
+	@$(START); $(BIN)/python -m pytest -n 0 -rs tests/compose $(ARGS) && $(TOOK)
 
 protos: $(READY)
 	@$(START); ./proto/generate && $(TOOK)
