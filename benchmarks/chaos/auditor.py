@@ -19,6 +19,15 @@ from fedtrain.core.state import RoundRecord, RunState, Standing, State
 from fedtrain.errors import FedtrainError
 from fedtrain.trust import statements
 
+LEAVING = (
+    ev.ConsentWithdrawn,
+    ev.MemberRevoked,
+    ev.RunRolledBack,
+    ev.SiteQuarantined,
+    ev.UpdateRejected,  # the third in a row is a quarantine
+)
+"""Events by which an acknowledged update may lose its right to be counted."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -43,15 +52,17 @@ class Account:
         stored_by: version -> orders stored before it was computed.
         pending: orders whose updates are acknowledged and wait to be counted, or waited when an
             operator stopped the run.
+        left: orders whose updates were taken out with their sites, or lie on a path that was left.
     """
 
     run: RunState
     stored: dict[str, list[ev.UpdateStored | ev.ModelSeeded]] = field(default_factory=dict)
-    versions: list[ev.RoundAggregated] = field(default_factory=list)
+    versions: list[ev.RoundAggregated | ev.VersionRestored] = field(default_factory=list)
     counted: Counter[str] = field(default_factory=Counter)
     keys: dict[str, str] = field(default_factory=dict)
     stored_by: dict[int, frozenset[str]] = field(default_factory=dict)
     pending: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
 
     @property
     def published(self) -> list[RoundRecord]:
@@ -65,21 +76,24 @@ def account_of(events: tuple[ev.Event, ...], name: str) -> Account | None:
     None if the journal has no such run.
     """
     state = State()
-    pending: frozenset[str] = frozenset()
+    pending, left = frozenset[str](), frozenset[str]()
     for event in events:
         if isinstance(event, ev.RunStopped) and event.run == name:
             pending = _pending(state.runs[name])
+        before = state
         state, _ = transitions.step(state, event)
+        if isinstance(event, LEAVING):
+            left |= _promised(before, name) - _promised(state, name)
     if name not in state.runs:
         return None
-    account = Account(state.runs[name], pending=pending | _pending(state.runs[name]))
+    account = Account(state.runs[name], pending=pending | _pending(state.runs[name]), left=left)
     for event in events:
         match event:
             case ev.MemberEnrolled():
                 account.keys[event.name] = event.message_key
             case ev.UpdateStored() | ev.ModelSeeded() if parse_order_id(event.order)[0] == name:
                 account.stored.setdefault(event.order, []).append(event)
-            case ev.RoundAggregated() if event.run == name:
+            case ev.RoundAggregated() | ev.VersionRestored() if event.run == name:
                 account.versions.append(event)
                 account.stored_by[event.round] = frozenset(account.stored)
             case _:
@@ -92,6 +106,14 @@ def _pending(run: RunState) -> frozenset[str]:
     seats = run.round.seats.values() if run.round else ()
     seated = {seat.update.order for seat in seats if seat.update}
     return frozenset(seated | {update.order for update in run.late})
+
+
+def _promised(state: State, name: str) -> frozenset[str]:
+    """Orders of which something is to be counted yet, be it inside a later update."""
+    run = state.runs.get(name)
+    if run is None:
+        return frozenset()
+    return _pending(run) | {order for orders in run.returned.values() for order in orders}
 
 
 def judge(evidence: Evidence, name: str) -> list[Finding]:
@@ -140,6 +162,10 @@ def _receipts(evidence: Evidence, account: Account) -> Iterator[Finding]:
 def _fate(account: Account, event: UploadAcknowledged, given_back: set[str], where: str) -> Iterator[Finding]:
     """What became of one acknowledged update."""
     times = account.counted[event.order]
+    if event.order in account.left:
+        if times:
+            yield Finding("I5", f"{where}, whose site had left, and it was counted")
+        return
     if event.outcome == "late_residual":
         if times:
             yield Finding("I1", f"{where} as given back, and it was counted")

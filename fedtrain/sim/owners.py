@@ -25,6 +25,7 @@ class Owner:
         self._site = site
         self._acts = scene.plan.acts.get(site.name, NOTHING)
         self._chance = random.Random(f"{scene.plan.seed}.owner.{site.name}")
+        self._said: dict[str, Word] = {}
         self._due_ms: dict[str, int] = {}
 
     def prepare(self) -> None:
@@ -49,17 +50,18 @@ class Owner:
     def _speak(self, run: str) -> None:
         """Say what is meant now, unless it was said."""
         acts, site, now_ms = self._acts, self._site, self._scene.clock.now_ms
-        said = site.verdicts.get(run)
+        said = self._said.get(run)
         no = acts.withdrawn is not None and acts.withdrawn.holds(now_ms)
         yes = acts.approves_ms is not None and now_ms >= acts.approves_ms
-        if no and (said is None or said.word is Word.APPROVED):
+        if no and said in (None, Word.APPROVED):
             word = self._chance.choice((Word.DENIED, Word.WITHDRAWN))
-        elif not no and (yes if said is None else said.word is not Word.APPROVED):
+        elif not no and (yes if said is None else said is not Word.APPROVED):
             word = Word.APPROVED
         else:
             return
         self._scene.faults[f"owner has {word}"] += 1
         site.submit(agent.RunDecided(site.now_ms, run, Verdict(word, "we have talked about it", "owner")))
+        self._said[run] = word  # only now: an agent that died over it is told again
 
     def _inspect(self, order: str) -> None:
         """After a while the update goes, or stays for good."""

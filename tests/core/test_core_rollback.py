@@ -153,6 +153,21 @@ def test_late_work_and_promises_are_over() -> None:
     assert script.order("c").parent == ""
 
 
+def test_late_updates_are_over() -> None:
+    """An update that was promised for the next round counts in none after the way back."""
+    script = played(1)
+    script.store("a")
+    script.store("b")
+    script.wait(10_000)
+    script.aggregate("snapshot-2")
+    assert script.store("c", order=script.run.busy["c"].id)[0].endswith("late_next_round")
+    script.roll_back(1)
+    script.restored(1)
+    for site in "abc":
+        script.store(site)
+    assert {item.order.split(".")[1] for item in script.last_aggregation().contributions} == {"4"}
+
+
 def test_a_paused_run_and_the_last_evaluation() -> None:
     """A pause stays a pause; a run that measures its last version goes back to training."""
     script = played(8)

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from core_script import SPEC, line
+from scenario_account import changes, listed
 
 from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.driver import Driver, replay
@@ -17,7 +18,7 @@ from fedtrain.core.ports import Entry, MemoryJournal
 from fedtrain.core.rollback import digest_of
 from fedtrain.core.rounds import next_index
 from fedtrain.core.spec import LatePolicy, RunSpec
-from fedtrain.core.state import RoundRecord, RunState, Seat, SeatRecord, State
+from fedtrain.core.state import State
 from fedtrain.core.transitions import step
 from fedtrain.core.uploads import Admission, admit
 
@@ -297,8 +298,8 @@ class Coordinator:
         return [
             f"late: {', '.join(update.order for update in shown.late) or 'none'}",
             f"busy: {', '.join(order.id for order in shown.busy.values()) or 'none'}",
-            f"back into residuals: {_listed(shown.returned)}",
-            f"continues from: {_listed(shown.parents)}",
+            f"back into residuals: {listed(shown.returned)}",
+            f"continues from: {listed(shown.parents)}",
         ]
 
     # -- how it is told -------------------------------------------------------------------------------
@@ -342,55 +343,6 @@ class Coordinator:
         text = line(effect, self.now_ms)
         run = getattr(effect, "run", "")
         return f"{run}: {text}" if run else text
-
-
-def changes(before: State, after: State) -> list[str]:
-    """What is different now: attempts that were recorded, and where each run stands."""
-    lines: list[str] = []
-    for name, run in after.runs.items():
-        old = before.runs.get(name)
-        lines += [f"{name}: {recorded(record)}" for record in run.records[len(old.records) if old else 0 :]]
-        if old is None or standing(old) != standing(run):
-            lines.append(f"{name} {standing(run)}")
-    return lines
-
-
-def standing(run: RunState) -> str:
-    """Where a run stands: phase, why, and its seats."""
-    paused = f", paused: {run.paused}" if run.paused else ""
-    opened = run.round
-    if opened is None or run.phase == "waiting":
-        return f"is {run.phase} ({run.reason}){paused}"
-    return f"is {run.phase} {opened.index}.{opened.attempt}{paused}: {_seats(opened.seats)}"
-
-
-def recorded(record: RoundRecord) -> str:
-    """An attempt's account in one line."""
-    again = f", version {record.version} is version {record.restored} again"
-    led = (
-        ""
-        if record.version is None
-        else again
-        if record.restored is not None
-        else f", version {record.version} of {' + '.join(record.counted) or 'it'}"
-    )
-    return (
-        f"record {record.index}.{record.attempt}{led} ({record.reason}): {_seats(record.seats) or 'nobody'}"
-    )
-
-
-def _seats(seats: Any) -> str:
-    def told(site: str, seat: Seat | SeatRecord) -> str:
-        return f"{site} {seat.standing}{f' ({seat.reason})' if seat.reason else ''}"
-
-    return ", ".join(told(site, seat) for site, seat in seats.items())
-
-
-def _listed(mapping: Any) -> str:
-    def told(value: Any) -> str:
-        return value if isinstance(value, str) else " + ".join(value)
-
-    return ", ".join(f"{site} {told(value)}" for site, value in sorted(mapping.items())) or "none"
 
 
 def _spec(run: str, changes: dict[str, str]) -> RunSpec:

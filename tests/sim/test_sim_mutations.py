@@ -1,8 +1,8 @@
 """Faults planted in a copy of the package: each has to be caught, and the untouched copy has to pass.
 
 The tree itself is never changed: the package is copied to a temporary folder that comes first on the
-other process's path. What is planted, and who has to catch it, is in `planted_faults` and, for the
-vault's rows, in tests/storage.
+other process's path. What is planted, and who has to catch it, is in `planted_faults`,
+`planted_departures` and, for the vault's rows, in tests/storage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from planted_faults import AGENT, CLOCK, CONSENT, CORE, DRIVER, GOING_BACK, LEAVING, SIMULATION, Mutation
+from planted_departures import CONSENT, GOING_BACK, LEAVING
+from planted_faults import AGENT, CLOCK, CORE, DRIVER, SIMULATION, Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 60
