@@ -50,7 +50,7 @@ class Owner:
     def _speak(self, run: str) -> None:
         """Say what is meant now, unless it was said."""
         acts, site, now_ms = self._acts, self._site, self._scene.clock.now_ms
-        said = self._said.get(run)
+        said = self._said.get(run) or site.word_on(run)  # an agent may have died over it once it was kept
         no = acts.withdrawn is not None and acts.withdrawn.holds(now_ms)
         yes = acts.approves_ms is not None and now_ms >= acts.approves_ms
         if no and said in (None, Word.APPROVED):

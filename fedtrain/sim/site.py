@@ -100,6 +100,11 @@ class Site(Process):
         """Orders in hand."""
         return dict(self._driver.state.held)
 
+    def word_on(self, run: str) -> Word | None:
+        """What its people have said about a run, as far as the agent knows."""
+        verdict = self._driver.state.verdicts.get(run)
+        return None if verdict is None else verdict.word
+
     @property
     def epoch(self) -> int:
         """The highest that it has seen."""

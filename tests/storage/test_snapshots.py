@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from fedtrain.core import agent, canonical, events as ev, transitions
+from fedtrain.core.contract import Contract
 from fedtrain.core.driver import entry_of, fold
 from fedtrain.core.state import State
 from fedtrain.errors import IntegrityError
@@ -207,7 +208,7 @@ def test_a_changed_head_is_found_at_the_start(tmp_path: Path, life: list[ev.Even
 
 def test_an_agent_goes_on_from_its_snapshot(tmp_path: Path) -> None:
     """The other machine that lives for years: what it holds and its epoch come back the same."""
-    contract = agent.Contract(tasks=("synthetic",))
+    contract = Contract(tasks=("synthetic",))
     events: list[agent.AgentEvent] = [
         agent.AgentBooted(1, contract),
         *(agent.EpochSeen(2, epoch) for epoch in range(1, 50)),
