@@ -106,19 +106,28 @@ class Engine:
     def build(self) -> None:
         """Base, wheels and images; what is there already is used again.
 
-        `EngineMissing` if the kernel around us lets podman start no container at all.
+        `EngineMissing` if the kernel around us lets podman start no container, or if base, wheels and
+        podman-compose cannot be fetched here. What fails behind that is a fault of ours.
         """
+        try:
+            self._prepare()
+        except AssertionError as error:
+            raise EngineMissing(f"the images' parts cannot be had here: {str(error)[-600:]}") from error
+        self.compose("fedtrain-build", ["services.yaml"], "build", PIP_NO_INDEX="1")
+
+    def _prepare(self) -> None:
+        """All that comes from elsewhere, and a container with each kind of network."""
         if not self.podman("images", "-q", BASE).strip():
             self._build_base()
-        said = self.podman("run", "--rm", "--network", "none", BASE, "echo", "a container", check=False)
-        if "a container" not in said:
-            raise EngineMissing(f"podman starts no container here: {said.strip()[-300:]}")
+        for network in ("none", "bridge"):
+            said = self.podman("run", "--rm", "--network", network, BASE, "echo", "a container", check=False)
+            if "a container" not in said:
+                raise EngineMissing(f"podman starts no container here: {said.strip()[-300:]}")
         if not (CACHE / "tools" / "bin" / "podman-compose").exists():
             self._run([sys.executable, "-m", "venv", str(CACHE / "tools")])
             self._run([str(CACHE / "tools" / "bin" / "pip"), "install", "--quiet", COMPOSE_PROGRAM])
         # Cheap where the wheels are there already, and right where the constraints have changed.
         self._run([str(COMPOSE / "wheels")], variables={"PYTHON": sys.executable})
-        self.compose("fedtrain-build", ["services.yaml"], "build", PIP_NO_INDEX="1")
 
     def _build_base(self) -> None:
         policy = self._run(["apt-cache", "policy", "base-files"])
