@@ -18,6 +18,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.consortium import Consortium, Work
 from fedtrain.cli.audit import examine
 from fedtrain.core.ports import Entry
 from fedtrain.storage.audit import AuditReport
@@ -183,15 +186,31 @@ def audit(copy: Path, journal: Path, sites: Path) -> AuditReport:
     return examine(copy, [sites], journal.with_name("message.pub"))
 
 
+def run_some_rounds(folder: Path) -> None:
+    """A real consortium of three, and a run of five rounds."""
+    folder.mkdir()
+    with Consortium(folder, 3) as consortium:
+        consortium.measure(Work("tampered", 10_000, 5))
+        names = consortium.names
+    (folder / "sites").mkdir()
+    for name in names:
+        consortium.site(name).rename(folder / "sites" / name)
+
+
 def main() -> int:
     """Print the table; 1 if anything was not found where it was done."""
     parser = argparse.ArgumentParser(description="Tamper with copies of a journal.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--coordinator", default="coordinator")
+    parser.add_argument("folder", type=Path, nargs="?", help="a consortium's; without, one is made and run")
+    parser.add_argument("--coordinator", default="coordinator", help="the coordinator's folder in it")
+    parser.add_argument("--quick", action="store_true", help="as without: it takes seconds")
     given = parser.parse_args()
-    journal = given.folder / given.coordinator / "state" / "journal.db"
     with tempfile.TemporaryDirectory() as scratch:
-        findings = try_all(journal, given.folder / "sites", Path(scratch))
+        folder, coordinator = given.folder, given.coordinator
+        if folder is None:
+            folder, coordinator = Path(scratch) / "made", "coordinator"
+            run_some_rounds(folder)
+        journal = folder / coordinator / "state" / "journal.db"
+        findings = try_all(journal, folder / "sites", Path(scratch))
     print("| what was done                 | at row    | found       | at row | right | what the audit says")
     print(f"|{'-' * 31}|{'-' * 11}|{'-' * 13}|{'-' * 8}|{'-' * 7}|{'-' * 20}")
     for finding in findings:
