@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,16 +199,16 @@ class Authorities:
     def refresh_operator(self) -> None:
         """Re-issue the local operator's certificate past its half-life, or under a new authority."""
         try:
-            for _ in self._stale_operator():
+            if self._renew_operator():
                 _log.info("the local operator's certificate is re-issued")
         except FedtrainError as error:
             _log.warning("the certificate in %s cannot be re-issued: %s", self._operator, error)
 
-    def _stale_operator(self) -> Iterator[None]:
-        """Renews the operator if that is due, and yields once then."""
+    def _renew_operator(self) -> bool:
+        """Renews the operator if that is due; whether it was."""
         keys = self._hub.keys
         if not self._operator.is_dir() or not keys.authority.issues:
-            return
+            return False
         member_keys = load_member(self._operator)
         facts = read_certificate(member_keys.certificate_pem)
         member = self._hub.state.members.get(facts.identity.name)
@@ -217,12 +216,12 @@ class Authorities:
         if fresh:
             self._moved.add(facts.identity.name)
         if (fresh and self._hub.clock.now_ms() < renew_at_ms(facts)) or member is None or member.revoked:
-            return
+            return False
         if facts.key_digest not in (member.key_digest, member.previous_key):
-            return  # an operator of that name has joined elsewhere, with a key of its own
+            return False  # an operator of that name has joined elsewhere, with a key of its own
         with renewal_lock(self._operator) as alone:
             if not alone:
-                return
+                return False
             renewal = begin_renewal(self._operator, member_keys)
             digest = requested_key_digest(renewal.csr_pem)
             if digest == member.key_digest:  # a crash came between the journal's row and the file
@@ -232,4 +231,4 @@ class Authorities:
             below = keys.authority.intermediates_pem
             finish_renewal(self._operator, member_keys, renewal, pem, keys.roots_pem, below)
             self._moved.add(member.name)
-            yield
+            return True

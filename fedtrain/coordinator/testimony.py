@@ -14,7 +14,7 @@ from fedtrain.core.allowance import ATTACHES, Allowance, spend
 from fedtrain.core.cohort import roster
 from fedtrain.core.orders import Order
 from fedtrain.core.state import ENDED, Member
-from fedtrain.errors import BadSignature, BusyError
+from fedtrain.errors import BusyError
 from fedtrain.trust import statements
 
 ROSTERS_SINCE = (1, 1)
@@ -72,10 +72,7 @@ class Testimony:
             raise BusyError(f"{site} declares again and again: come less often", ATTACHES.row_every_ms)
 
     def _verify(self, site: str, statement: statements.Statement, signature: str, what: str) -> None:
-        try:
-            signed = bytes.fromhex(signature)
-        except ValueError as error:
-            raise BadSignature(f"{what} of {site} carries no signature") from error
+        signed = statements.signature_bytes(signature, f"{what} of {site}")
         statements.verify(statement, self._hub.state.members[site].message_key, signed)
 
 

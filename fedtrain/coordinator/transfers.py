@@ -25,7 +25,6 @@ from fedtrain.core.orders import Order, OrderKind, parse_order_id
 from fedtrain.core.state import Acknowledged
 from fedtrain.core.uploads import Admission, Answer, admit
 from fedtrain.errors import (
-    BadSignature,
     BadUpdate,
     BusyError,
     FedtrainError,
@@ -364,10 +363,7 @@ class Transfers:
             weight=commit.weight,
             steps=commit.steps,
         )
-        try:
-            signature = bytes.fromhex(commit.signature)
-        except ValueError as error:
-            raise BadSignature(f"the commit of {commit.order} carries no signature") from error
+        signature = statements.signature_bytes(commit.signature, f"the commit of {commit.order}")
         statements.verify(statement, self._hub.state.members[site].message_key, signature)
 
     def _reject(self, site: str, order: Order, digest: str, reason: str) -> None:

@@ -218,13 +218,9 @@ def _released(state: AgentState, event: UpdateReleased) -> Turn:
 
 def _withheld(state: AgentState, event: UpdateWithheld) -> Turn:
     """The file stays here; the coordinator hears that there will be none."""
-    held = state.held.get(event.order)
-    if held is None or held.stage is not Stage.HELD:
-        return state, ()
     why = f": {event.reason}" if event.reason else ""
     reason = f"contract.approval is hold, and a person of this site withholds the update{why}"
-    held = replace(held, stage=Stage.ANSWERED, result=Result(order=event.order, failure=reason))
-    return replace(state, held=put(state.held, event.order, held)), _next_effect(held)
+    return _failed(state, event.order, Stage.HELD, reason)
 
 
 def _decided(state: AgentState, event: RunDecided) -> Turn:
@@ -281,12 +277,13 @@ def _counted(state: AgentState, event: DataCounted) -> Turn:
 
 
 def _abandoned(state: AgentState, event: WorkAbandoned) -> Turn:
-    return _taken_failure(state, event.order, event.reason)
+    return _failed(state, event.order, Stage.WORKING, event.reason)
 
 
-def _taken_failure(state: AgentState, order: str, reason: str) -> Turn:
+def _failed(state: AgentState, order: str, stage: Stage, reason: str) -> Turn:
+    """An order at this stage is answered with a failure instead of a file."""
     held = state.held.get(order)
-    if held is None or held.stage is not Stage.WORKING:
+    if held is None or held.stage is not stage:
         return state, ()
     held = replace(held, stage=Stage.ANSWERED, result=Result(order=order, failure=reason))
     return replace(state, held=put(state.held, order, held)), _next_effect(held)

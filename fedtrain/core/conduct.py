@@ -6,13 +6,13 @@ until an operator releases it. The rows of its rejected updates are the reason, 
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from fedtrain.core import events as ev, removal
 from fedtrain.core.effects import Effect
 from fedtrain.core.orders import Order
 from fedtrain.core.state import Declared, Quarantine, Standing, State, put, without
+from fedtrain.core.terms import read_asked
 
 STRIKES_MAX = 3
 """Rejected updates in a row. One may be a broken disk or a bad version; three are not worth a fourth."""
@@ -55,7 +55,7 @@ def implausible(declared: Declared | None, order: Order, weight: int, steps: int
     """
     if steps > order.steps:
         return f"it claims {steps} steps, its order asked for {order.steps}"
-    examples = 0 if declared is None else declared.examples.get(_dataset(order), 0)
+    examples = 0 if declared is None else declared.examples.get(read_asked(order.task).dataset, 0)
     if examples and weight > PASSES_MAX * examples:
         return (
             f"it claims a weight of {weight}, more than {PASSES_MAX} passes over the {examples} examples "
@@ -66,12 +66,3 @@ def implausible(declared: Declared | None, order: Order, weight: int, steps: int
 
 def _site(order_id: str) -> str:
     return order_id.rsplit(".", 1)[-1]
-
-
-def _dataset(order: Order) -> str:
-    """The data set that the order's task names; "" for none."""
-    try:
-        task = json.loads(order.task)
-    except ValueError:
-        return ""
-    return str(task.get("data") or "") if isinstance(task, dict) else ""

@@ -20,7 +20,6 @@ from fedtrain.core.contract import Contract
 from fedtrain.core.judgement import Moment
 from fedtrain.core.orders import Order
 from fedtrain.errors import BadSignature, ConfigError, RemoteError
-from fedtrain.peer.outbox import signature_bytes
 from fedtrain.trust import statements
 from fedtrain.trust.folders import MemberKeys
 from fedtrain.trust.private_files import read_public, write_public
@@ -102,7 +101,9 @@ class Assent:
     def check_roster(self, roster: msg.Roster, at_ms: int) -> core.RosterReceived:
         """The roster as an event; `BadSignature` if the coordinator did not sign exactly this."""
         statement = statements.Roster(self._consortium, tuple(sorted(roster.members.items())), roster.at_ms)
-        statements.verify(statement, self._coordinator_public, signature_bytes(roster.signature))
+        statements.verify(
+            statement, self._coordinator_public, statements.signature_bytes(roster.signature, "the roster")
+        )
         if self._site not in roster.members:
             raise BadSignature(f"the coordinator's roster does not name {self._site}, to whom it was sent")
         return core.RosterReceived(at_ms, roster.members, roster.at_ms, roster.signature)

@@ -16,18 +16,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from fedtrain.core import canonical
 from fedtrain.core.agent import AgentEvent, AgentState, BytesSent
 from fedtrain.core.contract import Approval, Contract
 from fedtrain.core.orders import Order, OrderKind, Result
+from fedtrain.core.terms import read_asked
 from fedtrain.errors import FedtrainError, RemoteError
 from fedtrain.peer.jobs import in_thread
 from fedtrain.storage.filesystem import disk_errors
@@ -296,11 +296,10 @@ class Account:
 def allowing(state: AgentState, order: Order) -> str:
     """The clauses under which an answer to this order may leave."""
     contract = state.contract
-    task = _task_of(order)
-    dataset = str(task.get("data") or "")
-    clauses = [f"contract.runs ({order.run})", f"contract.tasks ({task.get('name', '')})"]
-    if dataset:
-        clauses.append(f"datasets.{dataset}.rights.execute")
+    asked = read_asked(order.task)
+    clauses = [f"contract.runs ({order.run})", f"contract.tasks ({asked.task})"]
+    if asked.dataset:
+        clauses.append(f"datasets.{asked.dataset}.rights.execute")
     clauses.append(f"contract.cohort_min {contract.cohort_min} ({len(order.cohort)} sites)")
     clauses += _bounds(contract)
     verdict = state.verdicts.get(order.run)
@@ -315,14 +314,6 @@ def _bounds(contract: Contract) -> list[str]:
     per_day, per_round = contract.upload_max_per_day_bytes, contract.upload_max_per_round_bytes
     bounds = {"upload_max_per_day": per_day, "upload_max_per_round": per_round}
     return [f"contract.{name} {bound} bytes" for name, bound in bounds.items() if bound is not None]
-
-
-def _task_of(order: Order) -> dict[str, Any]:
-    try:
-        task = json.loads(order.task)
-    except (ValueError, RecursionError):
-        return {}
-    return task if isinstance(task, dict) else {}
 
 
 def read_unwritten(file: Path) -> Unwritten | None:

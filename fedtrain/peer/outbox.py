@@ -180,7 +180,9 @@ class Outbox:
         statement = statements.Receipt(
             receipt.order, receipt.digest, receipt.outcome, receipt.epoch, receipt.at_ms
         )
-        statements.verify(statement, self._coordinator_public, signature_bytes(receipt.signature))
+        statements.verify(
+            statement, self._coordinator_public, statements.signature_bytes(receipt.signature, "the receipt")
+        )
 
 
 def acknowledgement(receipt: Receipt, at_ms: int) -> UploadAcknowledged:
@@ -194,14 +196,6 @@ def acknowledgement(receipt: Receipt, at_ms: int) -> UploadAcknowledged:
         signed_ms=receipt.at_ms,
         signature=receipt.signature,
     )
-
-
-def signature_bytes(text: str) -> bytes:
-    """A signature as the wire spells it; `BadSignature` if it is not hexadecimal."""
-    try:
-        return bytes.fromhex(text)
-    except ValueError as error:
-        raise BadSignature("a signature is hexadecimal, and this one is not") from error
 
 
 def _renamed(inside: int, name: str, target: Path) -> bool:

@@ -17,7 +17,6 @@ from fedtrain.core.agent import BytesSent, UpdateReleased, UploadAcknowledged
 from fedtrain.core.orders import parse_order_id
 from fedtrain.errors import IntegrityError, NotFoundError, RemoteError
 from fedtrain.peer.egress import FILE, not_in, read_row, read_unwritten
-from fedtrain.peer.outbox import signature_bytes
 from fedtrain.storage.journal import Journal
 from fedtrain.trust import statements
 
@@ -169,7 +168,7 @@ def _signed(receipt: UploadAcknowledged, public: str) -> bool:
         receipt.order, receipt.blob, receipt.outcome, receipt.epoch, receipt.signed_ms
     )
     try:
-        statements.verify(statement, public, signature_bytes(receipt.signature))
+        statements.verify(statement, public, statements.signature_bytes(receipt.signature, "the receipt"))
     except RemoteError:
         return False
     return True

@@ -11,11 +11,10 @@ from pathlib import Path
 from fedtrain.core import canonical
 from fedtrain.core.messages import Head
 from fedtrain.errors import BadSignature, IntegrityError, RemoteError
-from fedtrain.peer.outbox import signature_bytes
 from fedtrain.storage.chain import SignedHead
 from fedtrain.storage.filesystem import disk_errors
 from fedtrain.trust.keys import key_id
-from fedtrain.trust.statements import verify_head
+from fedtrain.trust.statements import signature_bytes, verify_head
 
 
 class Witness:
@@ -40,7 +39,7 @@ class Witness:
         )
         if head.consortium != self._consortium:
             raise BadSignature(f"a head of consortium {head.consortium} came, this is {self._consortium}")
-        verify_head(signed.message(), self._public, signature_bytes(head.signature))
+        verify_head(signed.message(), self._public, signature_bytes(head.signature, "the head"))
         return signed
 
     def keep(self, signed: SignedHead) -> bool:

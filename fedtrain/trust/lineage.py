@@ -17,7 +17,7 @@ def check_statement(shown: SignedLineage, public: str) -> None:
     """
     lineage = shown.lineage
     statement = statements.Lineage(shown.consortium, lineage.run, lineage.version, canonical.digest(lineage))
-    statements.verify(statement, public, _octets(shown.signature, "the lineage"))
+    statements.verify(statement, public, statements.signature_bytes(shown.signature, "the lineage"))
 
 
 def check_contributors(lineage: Lineage, agreed: Mapping[str, str] | None = None) -> tuple[int, int]:
@@ -47,13 +47,13 @@ def check_contributors(lineage: Lineage, agreed: Mapping[str, str] | None = None
 def _check_commit(run: str, item: Contributor) -> None:
     commit = statements.Commit(run, item.order, item.update, item.size_bytes, item.weight, item.steps)
     what = f"the commit of {item.site}"
-    _verify(commit, item.message_key, _octets(item.signature, what), what)
+    _verify(commit, item.message_key, statements.signature_bytes(item.signature, what), what)
 
 
 def _check_consent(item: Contributor, order_digest: str) -> None:
     agreement = statements.Agreement(item.order, order_digest, True, (), item.contract)
     what = f"the consent of {item.site}"
-    _verify(agreement, item.message_key, _octets(item.consent, what), what)
+    _verify(agreement, item.message_key, statements.signature_bytes(item.consent, what), what)
 
 
 def _verify(statement: statements.Statement, public: str, signature: bytes, what: str) -> None:
@@ -61,10 +61,3 @@ def _verify(statement: statements.Statement, public: str, signature: bytes, what
         statements.verify(statement, keys.check_public(public), signature)
     except BadSignature as error:
         raise BadSignature(f"{what}: {error}") from error
-
-
-def _octets(signature: str, what: str) -> bytes:
-    try:
-        return bytes.fromhex(signature)
-    except ValueError as error:
-        raise BadSignature(f"{what} carries no signature") from error

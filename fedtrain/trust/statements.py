@@ -189,6 +189,14 @@ def verify(statement: Statement, public: str, signature: bytes) -> None:
     keys.verify(public, statement.KIND, canonical.encode(statement), signature)
 
 
+def signature_bytes(text: str, what: str) -> bytes:
+    """A signature as messages and documents spell it; `BadSignature` that names `what` if it is none."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise BadSignature(f"{what} carries no signature") from error
+
+
 def sign_head(message: bytes, key: keys.MessageKey) -> bytes:
     """The signature, 64 bytes, over a journal's head as the journal spells it."""
     return key.sign(_HEAD, message)
