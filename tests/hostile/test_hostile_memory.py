@@ -24,6 +24,7 @@ from raw_http2 import RawStream, grpc_prefix
 
 from fedtrain import coordinator
 from fedtrain.core import messages as msg
+from fedtrain.core.conduct import STRIKES_MAX
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.errors import BadUpdate
 from fedtrain.methods.layout import Entry, Layout
@@ -34,7 +35,7 @@ from fedtrain.wire import convert
 from fedtrain.wire.calls import call
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.options import channel_credentials
-from fedtrain.wire.values import FetchRequest, InviteOrder, SigningRequest
+from fedtrain.wire.values import FetchRequest, InviteOrder, SigningRequest, Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -215,6 +216,8 @@ async def bad_seed(
 ) -> None:
     """A run whose only site answers the seeding order with this."""
     name = f"seed-{number}"
+    if number == STRIKES_MAX:
+        await operator.release(Verdict(maker.name, "so that it can lie on"))  # the rule has put it in quarantine
     spec = spec_of(run=name, sites=(maker.name,), minimum=1, quorum=1, **CALM)
     await operator.start(spec)
     order = await maker.order()
