@@ -105,6 +105,19 @@ class Withdrawal:
 
 
 @dataclass(frozen=True)
+class Statement:
+    """A signed document on a topic, of either side: a step of a masked round (`core.masks`), a charge for
+    privacy. `order` is the order of the site that speaks or is spoken to, "" where it is about none.
+    `document` is canonical JSON, and travels with the signature so that others can be shown it. Since 1.1.
+    """
+
+    topic: str
+    order: str
+    document: str
+    signature: str
+
+
+@dataclass(frozen=True)
 class Goodbye:
     """The agent leaves on purpose."""
 
@@ -122,6 +135,7 @@ FromPeer = (
     | Agreement
     | Declaration
     | Withdrawal
+    | Statement
 )
 
 
@@ -200,7 +214,7 @@ class Roster:
     signature: str = ""
 
 
-ToPeer = Welcome | Invitation | Cancellation | Inquiry | Publication | Head | Superseded | Roster
+ToPeer = Welcome | Invitation | Cancellation | Inquiry | Publication | Head | Superseded | Roster | Statement
 
 
 # -- transfers ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ journal spells it, and only the signature is made and checked here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -147,6 +148,25 @@ class Roster(Statement):
 
 
 @dataclass(frozen=True)
+class Said(Statement):
+    """Either side: on this topic of this order I have said exactly this document.
+
+    Attributes:
+        site: the site that speaks, or that the coordinator speaks to; topics never serve both ways.
+        order: the site's order, "" where the document is about none.
+        digest: SHA-256 of the document as it is spelled, hex.
+    """
+
+    KIND: ClassVar[str] = "said"
+
+    consortium: str
+    site: str
+    topic: str
+    order: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Lineage(Statement):
     """The coordinator: this document says where that version of the run's model comes from.
 
@@ -187,6 +207,11 @@ def sign(statement: Statement, key: keys.MessageKey) -> bytes:
 def verify(statement: Statement, public: str, signature: bytes) -> None:
     """Holds that the owner of `public` made this very statement; else `BadSignature`."""
     keys.verify(public, statement.KIND, canonical.encode(statement), signature)
+
+
+def said(consortium: str, site: str, topic: str, order: str, document: str) -> Said:
+    """What is signed for a document that travels beside its signature."""
+    return Said(consortium, site, topic, order, hashlib.sha256(document.encode()).hexdigest())
 
 
 def signature_bytes(text: str, what: str) -> bytes:

@@ -117,6 +117,16 @@ ORDER = _OrderRecord(
 
 _REASONS = Many(REASON, 64)
 
+STATEMENT = Record(
+    core.Statement,
+    session_pb2.Statement,
+    closed=True,
+    topic=WORD,
+    order=ORDER_OR_NONE,
+    document=Text(512 << 10),
+    signature=SIGNATURE,
+)
+
 FROM_PEER: dict[str, Record[Any]] = {
     "hello": Record(
         core.Hello,
@@ -170,6 +180,7 @@ FROM_PEER: dict[str, Record[Any]] = {
         reason=REASON,
         signature=SIGNATURE,
     ),
+    "statement": STATEMENT,
 }
 
 TO_PEER: dict[str, Record[Any]] = {
@@ -213,6 +224,7 @@ TO_PEER: dict[str, Record[Any]] = {
         at_ms=Count(),
         signature=SIGNATURE,
     ),
+    "statement": STATEMENT,
 }
 
 _REST: tuple[Record[Any], ...] = (

@@ -89,6 +89,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     core.Declaration: st.builds(core.Declaration, digests, mappings(datasets, counts), signatures),
     core.Withdrawal: st.builds(core.Withdrawal, names, texts, signatures),
     core.Roster: st.builds(core.Roster, mappings(names, words), counts, signatures),
+    core.Statement: st.builds(core.Statement, words, st.just("") | order_ids, texts, signatures),
     core.Welcome: st.builds(core.Welcome, names, versions, texts, counts, counts),
     core.Invitation: st.builds(core.Invitation, orders()),
     core.Cancellation: st.builds(core.Cancellation, order_ids, texts),

@@ -116,8 +116,20 @@ class Withdrawal(_message.Message):
     signature: str
     def __init__(self, run: _Optional[str] = ..., reason: _Optional[str] = ..., signature: _Optional[str] = ...) -> None: ...
 
+class Statement(_message.Message):
+    __slots__ = ("topic", "order", "document", "signature")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    order: str
+    document: str
+    signature: str
+    def __init__(self, topic: _Optional[str] = ..., order: _Optional[str] = ..., document: _Optional[str] = ..., signature: _Optional[str] = ...) -> None: ...
+
 class FromPeer(_message.Message):
-    __slots__ = ("hello", "heartbeat", "consent", "failure", "evaluation", "answer", "goodbye", "agreement", "declaration", "withdrawal")
+    __slots__ = ("hello", "heartbeat", "consent", "failure", "evaluation", "answer", "goodbye", "agreement", "declaration", "withdrawal", "statement")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     CONSENT_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +140,7 @@ class FromPeer(_message.Message):
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     DECLARATION_FIELD_NUMBER: _ClassVar[int]
     WITHDRAWAL_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     consent: Consent
@@ -138,7 +151,8 @@ class FromPeer(_message.Message):
     agreement: Agreement
     declaration: Declaration
     withdrawal: Withdrawal
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., agreement: _Optional[_Union[Agreement, _Mapping]] = ..., declaration: _Optional[_Union[Declaration, _Mapping]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping]] = ...) -> None: ...
+    statement: Statement
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., agreement: _Optional[_Union[Agreement, _Mapping]] = ..., declaration: _Optional[_Union[Declaration, _Mapping]] = ..., withdrawal: _Optional[_Union[Withdrawal, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("consortium", "protocol", "version", "at_ms", "heartbeat_ms")
@@ -229,7 +243,7 @@ class Roster(_message.Message):
     def __init__(self, members: _Optional[_Iterable[_Union[RosterEntry, _Mapping]]] = ..., at_ms: _Optional[int] = ..., signature: _Optional[str] = ...) -> None: ...
 
 class ToPeer(_message.Message):
-    __slots__ = ("epoch", "welcome", "invitation", "cancellation", "inquiry", "publication", "head", "superseded", "roster")
+    __slots__ = ("epoch", "welcome", "invitation", "cancellation", "inquiry", "publication", "head", "superseded", "roster", "statement")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     INVITATION_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +253,7 @@ class ToPeer(_message.Message):
     HEAD_FIELD_NUMBER: _ClassVar[int]
     SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     welcome: Welcome
     invitation: Invitation
@@ -248,4 +263,5 @@ class ToPeer(_message.Message):
     head: Head
     superseded: Superseded
     roster: Roster
-    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., cancellation: _Optional[_Union[Cancellation, _Mapping]] = ..., inquiry: _Optional[_Union[Inquiry, _Mapping]] = ..., publication: _Optional[_Union[Publication, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ..., superseded: _Optional[_Union[Superseded, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ...) -> None: ...
+    statement: Statement
+    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., invitation: _Optional[_Union[Invitation, _Mapping]] = ..., cancellation: _Optional[_Union[Cancellation, _Mapping]] = ..., inquiry: _Optional[_Union[Inquiry, _Mapping]] = ..., publication: _Optional[_Union[Publication, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ..., superseded: _Optional[_Union[Superseded, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ...) -> None: ...
