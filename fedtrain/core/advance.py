@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from fedtrain.core import rollback, versions
+from fedtrain.core import masked_rounds, rollback, versions
 from fedtrain.core.cohort import choose_cohort
 from fedtrain.core.effects import Cancel, Effect, Finish, Invite, SetTimer
 from fedtrain.core.orders import OrderKind
 from fedtrain.core.rounds import (
     Verdict,
+    abandon,
     close_round,
     judge,
     kind_of_round,
@@ -23,7 +24,7 @@ from fedtrain.core.rounds import (
 )
 from fedtrain.core.seats import AT_WORK
 from fedtrain.core.spec import LatePolicy
-from fedtrain.core.state import ENDED, OpenRound, Phase, RunState, Standing, State, put
+from fedtrain.core.state import ENDED, MaskStage, OpenRound, Phase, RunState, Standing, State, put
 
 Turn = tuple[RunState, tuple[Effect, ...]]
 NOTHING: tuple[Effect, ...] = ()
@@ -58,7 +59,7 @@ def _advance(state: State, turn: Turn) -> Turn:
     at once.
     """
     run, effects = turn
-    for question in (_close_if_due, _open_if_possible, _close_if_due):
+    for question in (_unmask_if_due, _close_if_due, _open_if_possible, _unmask_if_due, _close_if_due):
         run, more = question(state, run)
         effects += more
     return run, effects
@@ -80,33 +81,38 @@ def _close_if_due(state: State, run: RunState) -> Turn:
     run, cancels = _mark_late(replace(run, reason=judgement.reason, round=closed))
     if run.phase is Phase.EVALUATING:
         return end(state, run, Phase.DONE, f"{run.rounds_done} rounds done", cancels)
+    if closed.masks is not None:
+        run, asked = masked_rounds.close(state, run)
+        return run, (*cancels, *asked)
     run = replace(run, phase=Phase.AGGREGATING)
     return run, (*cancels, versions.aggregation(run, closed))
+
+
+def _unmask_if_due(state: State, run: RunState) -> Turn:
+    """The stages of a masked round; the last one leads to the aggregation."""
+    run, effects = masked_rounds.look(state, run)
+    opened = run.round
+    if run.phase is not Phase.UNMASKING or opened is None or opened.masks is None:
+        return run, effects
+    if opened.masks.stage is not MaskStage.BARE:
+        return run, effects
+    return replace(run, phase=Phase.AGGREGATING), (*effects, versions.aggregation(run, opened))
 
 
 def _mark_late(run: RunState) -> Turn:
     """Sites still at work when a round closes: their work is remembered, or called off.
 
-    After the last round nothing could count a late update, so none is waited for.
+    After the last round nothing could count a late update, so none is waited for; and none can come after
+    the masks of its round are off.
     """
     assert run.round is not None, "called with the round that closes"
     late = {s: seat.order for s, seat in run.round.seats.items() if seat.standing is Standing.LATE}
-    if run.spec.late is not LatePolicy.DROP and run.round.index < run.spec.rounds:
+    counts_late = run.round.masks is None and run.spec.late is not LatePolicy.DROP
+    if counts_late and run.round.index < run.spec.rounds:
         return replace(run, busy={**run.busy, **late}), NOTHING
     off = {**run.busy, **late}
     cancels = tuple(Cancel(s, order.id, "the round closed without it") for s, order in off.items())
     return replace(run, busy={}), cancels
-
-
-def abandon(state: State, run: RunState, opened: OpenRound, reason: str) -> Turn:
-    """This attempt cannot close. Whoever contributed or still works keeps its seat in the next."""
-    record = record_of(opened, state.now_ms, reason=f"abandoned: {reason}")
-    paused = run.paused
-    if opened.attempt % run.spec.attempts_max == 0 and not paused:
-        paused = f"round {opened.index} was abandoned {opened.attempt} times, last because {reason}"
-    return replace(
-        run, phase=Phase.WAITING, reason=reason, records=(*run.records, record), paused=paused
-    ), NOTHING
 
 
 def _open_if_possible(state: State, run: RunState) -> Turn:
@@ -119,7 +125,9 @@ def _open_if_possible(state: State, run: RunState) -> Turn:
     opened, fresh = open_round(run, choice.members, choice.reason, state.now_ms)
     phase = PHASE_OF[kind_of_round(run.spec, next_index(run))]
     run = replace(run, phase=phase, reason=choice.reason, round=opened)
-    return run, (*(Invite(opened.seats[site].order) for site in fresh), _deadline(run, opened))
+    invites = tuple(Invite(opened.seats[site].order) for site in fresh)
+    opened, proposals = masked_rounds.begin(state, run, opened)
+    return replace(run, round=opened), (*invites, *proposals, _deadline(run, opened))
 
 
 def _deadline(run: RunState, opened: OpenRound) -> SetTimer:
@@ -147,4 +155,5 @@ def standing_effects(run: RunState) -> tuple[Effect, ...]:
     return (
         *(Invite(seat.order) for seat in opened.seats.values() if seat.standing in AT_WORK),
         *((_deadline(run, opened),) if run.phase is not Phase.WAITING else NOTHING),
+        *masked_rounds.standing(run),
     )

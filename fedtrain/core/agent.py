@@ -12,21 +12,26 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from fedtrain.core import canonical
 from fedtrain.core.agent_events import (
     AGENT_EVENTS as AGENT_EVENTS,
     AgentBooted as AgentBooted,
     AgentEffect as AgentEffect,
     AgentEvent as AgentEvent,
     AnswerDelivered as AnswerDelivered,
+    BurnMasks as BurnMasks,
     BytesSent as BytesSent,
+    ChargeMade as ChargeMade,
     ContractSigned as ContractSigned,
     DataCounted as DataCounted,
     Discard as Discard,
     EpochSeen as EpochSeen,
     HeadWitnessed as HeadWitnessed,
+    MaskUpdate as MaskUpdate,
     OrderCancelled as OrderCancelled,
     OrderReceived as OrderReceived,
     Prepare as Prepare,
+    PrivacyReckoned as PrivacyReckoned,
     Reattach as Reattach,
     Reconsidered as Reconsidered,
     Reply as Reply,
@@ -35,8 +40,11 @@ from fedtrain.core.agent_events import (
     RosterReceived as RosterReceived,
     RoundPublished as RoundPublished,
     RunDecided as RunDecided,
+    SayMasked as SayMasked,
     Shelve as Shelve,
+    StatementReceived as StatementReceived,
     Submit as Submit,
+    UpdateMasked as UpdateMasked,
     UpdateReleased as UpdateReleased,
     UpdateWithheld as UpdateWithheld,
     UploadAcknowledged as UploadAcknowledged,
@@ -47,7 +55,10 @@ from fedtrain.core.agent_events import (
 from fedtrain.core.agent_state import (
     AgentState as AgentState,
     Held as Held,
+    LedgerHead,
+    Reckoned,
     Refused as Refused,
+    SeatStage as SeatStage,
     Stage as Stage,
     Usage as Usage,
     circumstances as circumstances,
@@ -58,6 +69,8 @@ from fedtrain.core.agent_state import (
 )
 from fedtrain.core.contract import Approval, Word
 from fedtrain.core.judgement import Moment, judge, upload_fault
+from fedtrain.core.masked_seat import heard, masking
+from fedtrain.core.masks import Proposal, is_masked
 from fedtrain.core.orders import Order, OrderKind, Result
 from fedtrain.core.state import put, without
 
@@ -66,25 +79,28 @@ Turn = tuple[AgentState, tuple[AgentEffect, ...]]
 
 def step(state: AgentState, event: AgentEvent) -> Turn:
     """What follows from one event."""
-    handler = TABLE[type(event)]
-    return handler(state, event)
+    state, effects = TABLE[type(event)](state, event)
+    over = [order for order in state.masks if order not in state.held]
+    return (replace(state, masks=without(state.masks, *over)) if over else state), effects
 
 
 def resume(state: AgentState) -> tuple[AgentEffect, ...]:
     """The effects that the held orders still call for."""
     effects: list[AgentEffect] = []
     for held in state.held.values():
-        effects += _next_effect(held)
+        effects += _next_effect(state, held)
     return tuple(effects)
 
 
-def _next_effect(held: Held) -> tuple[AgentEffect, ...]:
+def _next_effect(state: AgentState, held: Held) -> tuple[AgentEffect, ...]:
     if held.stage is Stage.DELIVERED:
         return (Shelve(held.order.id),)
     if held.result is None:
         return (Prepare(held.order),)
     if held.stage is Stage.HELD:
         return (Shelve(held.order.id),)
+    if held.stage is Stage.MASKING:
+        return (Shelve(held.order.id), *masking(held, state.masks.get(held.order.id)))
     if held.result.file:
         return (Submit(held.order, held.result),)
     return (Report(held.order, held.result),)
@@ -117,11 +133,13 @@ def _received(state: AgentState, event: OrderReceived) -> Turn:
     """Judge by the contract as it is now; a repeated order gets the same answer and goes on."""
     order, known = event.order, state.held.get(event.order.id)
     begun = event.minute < 0 or (known is not None and known.order == order)
-    now = in_progress(state) if begun else circumstances(state, Moment(event.day, event.minute))
+    moment = Moment(event.day, event.minute)
+    now = in_progress(state) if begun else circumstances(state, moment, event.spending)
     decision = judge(state.contract, order, now)
     reply = Reply(order.id, decision.accepted, decision.reasons)
     if not decision.accepted:
-        refused = put(state.refused, order.run, Refused(order, decision.reasons, decision.pending))
+        no = Refused(order, decision.reasons, decision.pending, event.spending)
+        refused = put(state.refused, order.run, no)
         state = replace(state, held=without(state.held, order.id), refused=refused)
         return state, (reply, *_discard(known))
     state = replace(state, refused=without(state.refused, order.run))
@@ -129,9 +147,9 @@ def _received(state: AgentState, event: OrderReceived) -> Turn:
         if known.stage is Stage.DELIVERED and known.result is not None:
             # The coordinator lost it (its disk, or it took over from an older copy): the same bytes again,
             # which leave again as far as the bounds on traffic go.
-            state, again = _let_go(state, replace(known, outcome=""), known.result, event.day)
+            state, again = _send(state, replace(known, outcome=""), known.result, event.day)
             return state, (reply, *again)
-        return replace(state, held=put(state.held, order.id, known)), (reply, *_next_effect(known))
+        return replace(state, held=put(state.held, order.id, known)), (reply, *_next_effect(state, known))
     older = [
         held
         for held in state.held.values()
@@ -198,7 +216,35 @@ def _taken(state: AgentState, event: ResultTaken) -> Turn:
 
 
 def _let_go(state: AgentState, held: Held, result: Result, day: int) -> Turn:
-    """The answer is sent, as far as the contract's bounds on traffic allow its file."""
+    """The answer is sent; under masks when they are on."""
+    if not result.file or not is_masked(held.order):
+        return _send(state, held, result, day)
+    held = replace(held, stage=Stage.MASKING, result=result)
+    state = replace(state, held=put(state.held, held.order.id, held))
+    return state, _next_effect(state, held)
+
+
+def _masked(state: AgentState, event: UpdateMasked) -> Turn:
+    """Of the update nothing but its steps is told any more."""
+    held = state.held.get(event.order)
+    if held is None or held.stage is not Stage.MASKING or held.result is None:
+        return state, ()
+    result = replace(held.result, digest=event.digest, size_bytes=event.size_bytes, weight=1, norm=0.0)
+    return _send(state, held, result, event.day)
+
+
+def _statement(state: AgentState, event: StatementReceived) -> Turn:
+    """A masked round's next document; partners are remembered by the keys that they first came with."""
+    state, effects = heard(state, event)
+    seat = state.masks.get(event.order)
+    if event.topic != "proposal" or seat is None or seat.stage is not SeatStage.ADVERTISED:
+        return state, effects
+    sites = canonical.decode(Proposal, seat.proposal).sites
+    return replace(state, partners={**sites, **state.partners}), effects
+
+
+def _send(state: AgentState, held: Held, result: Result, day: int) -> Turn:
+    """Upload it, as far as the contract's bounds on traffic allow its file."""
     if result.file:
         fault = upload_fault(state.contract, result.size_bytes, uploaded_on(state, day))
         if fault:
@@ -206,7 +252,7 @@ def _let_go(state: AgentState, held: Held, result: Result, day: int) -> Turn:
         else:
             state = leaving(state, result.size_bytes, day)
     held = replace(held, stage=Stage.ANSWERED, result=result)
-    return replace(state, held=put(state.held, result.order, held)), _next_effect(held)
+    return replace(state, held=put(state.held, result.order, held)), _next_effect(state, held)
 
 
 def _released(state: AgentState, event: UpdateReleased) -> Turn:
@@ -266,14 +312,32 @@ def _ask_again(state: AgentState, moment: Moment | None, reason: str) -> Turn:
 
 def allowed_by_now(state: AgentState, moment: Moment | None) -> tuple[str, ...]:
     """Runs whose refused order the contract would accept; None for the hours and bounds as they were."""
-    now = in_progress(state) if moment is None else circumstances(state, moment)
-    return tuple(
-        run for run, refused in state.refused.items() if judge(state.contract, refused.order, now).accepted
-    )
+
+    def allowed(refused: Refused) -> bool:
+        spending = refused.spending
+        now = circumstances(state, moment, spending) if moment is not None else in_progress(state, spending)
+        return judge(state.contract, refused.order, now).accepted
+
+    return tuple(run for run, refused in state.refused.items() if allowed(refused))
 
 
 def _counted(state: AgentState, event: DataCounted) -> Turn:
     return replace(state, examples=event.examples), ()
+
+
+def _reckoned(state: AgentState, event: PrivacyReckoned) -> Turn:
+    found = Reckoned(event.terms, event.units, event.noise_multiplier)
+    return replace(state, reckoned=put(state.reckoned, event.run, found)), ()
+
+
+def _charged(state: AgentState, event: ChargeMade) -> Turn:
+    """What is in the ledger is spent, whatever became of the order meanwhile."""
+    missing = tuple(dict.fromkeys((*state.missing, *event.missing)))
+    state = replace(state, ledger=LedgerHead(event.sequence, event.hash), missing=missing)
+    held = state.held.get(event.order)
+    if held is None:
+        return state, ()
+    return replace(state, held=put(state.held, event.order, replace(held, execution=event.execution))), ()
 
 
 def _abandoned(state: AgentState, event: WorkAbandoned) -> Turn:
@@ -286,7 +350,7 @@ def _failed(state: AgentState, order: str, stage: Stage, reason: str) -> Turn:
     if held is None or held.stage is not stage:
         return state, ()
     held = replace(held, stage=Stage.ANSWERED, result=Result(order=order, failure=reason))
-    return replace(state, held=put(state.held, order, held)), _next_effect(held)
+    return replace(state, held=put(state.held, order, held)), _next_effect(state, held)
 
 
 def _noted(state: AgentState, event: HeadWitnessed | ContractSigned | BytesSent) -> Turn:
@@ -313,6 +377,10 @@ TABLE: dict[type[AgentEvent], Callable[[AgentState, Any], Turn]] = {
     UpdateWithheld: _withheld,
     ContractSigned: _noted,
     DataCounted: _counted,
+    PrivacyReckoned: _reckoned,
+    ChargeMade: _charged,
+    StatementReceived: _statement,
+    UpdateMasked: _masked,
     BytesSent: _noted,
 }
 """Event -> what answers it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedtrain.core.budget import Spending
 from fedtrain.core.contract import Contract, Verdict
 from fedtrain.core.orders import Order, Result
 
@@ -40,12 +41,13 @@ class OrderReceived(AgentEvent):
     """An invitation came, perhaps not for the first time.
 
     `day` and `minute` are the moment as the contract's zone tells it; rows of 0.1 before hours were
-    judged have none (-1).
+    judged have none (-1). `spending` is what the order would cost by the ledger, where it costs privacy.
     """
 
     order: Order
     day: int = 0
     minute: int = -1
+    spending: Spending | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,60 @@ class DataCounted(AgentEvent):
 
 
 @dataclass(frozen=True)
+class PrivacyReckoned(AgentEvent):
+    """What a run's record-level promise means at this site, found once per run.
+
+    Attributes:
+        terms: digest of the promise, which also names the units counted (`record` or `group`).
+        units: how many this data set has; 0 where the run gives the sampling rate.
+        noise_multiplier: solved from the promise.
+    """
+
+    run: str
+    terms: str
+    units: int
+    noise_multiplier: float
+
+
+@dataclass(frozen=True)
+class ChargeMade(AgentEvent):
+    """An execution of this order is in the ledger, durable, as the row of this sequence and hash.
+
+    Only behind this the order may reach a trainer. `missing` are rows, as (sequence, hash), that the ledger
+    held once and does not hold any more: it was rolled back, and this data set written off.
+    """
+
+    order: str
+    execution: int
+    sequence: int
+    hash: str
+    missing: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class StatementReceived(AgentEvent):
+    """The coordinator has said a document on a topic of a masked round (`core.masks`).
+
+    `fault` says which signature in or over it does not hold, "" if all do.
+    """
+
+    topic: str
+    order: str
+    document: str
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class UpdateMasked(AgentEvent):
+    """The masks are on: the file that may leave has this digest and size. `day` is the contract's."""
+
+    order: str
+    digest: str
+    size_bytes: int
+    day: int
+
+
+@dataclass(frozen=True)
 class BytesSent(AgentEvent):
     """What left this site, as the socket saw it: one upload, or the small talk of a while.
 
@@ -228,6 +284,10 @@ AGENT_EVENTS: dict[str, type[AgentEvent]] = {
         UpdateWithheld,
         ContractSigned,
         DataCounted,
+        PrivacyReckoned,
+        ChargeMade,
+        StatementReceived,
+        UpdateMasked,
         BytesSent,
     )
 }
@@ -268,6 +328,32 @@ class Report(AgentEffect):
 
     order: Order
     result: Result
+
+
+@dataclass(frozen=True)
+class SayMasked(AgentEffect):
+    """Answer in a masked session: make what the topic asks for, keep it, then say it; said once, the very
+    same words again. Before `opened` is said nothing but those words is left of the session.
+    """
+
+    order: str
+    topic: str
+
+
+@dataclass(frozen=True)
+class MaskUpdate(AgentEffect):
+    """Put the masks on the result's file; the answer is `UpdateMasked`."""
+
+    order: Order
+    result: Result
+
+
+@dataclass(frozen=True)
+class BurnMasks(AgentEffect):
+    """Destroy the secrets of the order's masked session."""
+
+    order: str
+    reason: str
 
 
 @dataclass(frozen=True)

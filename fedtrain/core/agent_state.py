@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fedtrain.core.budget import Spending
 from fedtrain.core.contract import Contract, Verdict
 from fedtrain.core.judgement import Circumstances, Moment
 from fedtrain.core.orders import Order, Result
@@ -17,6 +18,7 @@ class Stage(enum.StrEnum):
     """How far an accepted order has come."""
 
     WORKING = "working"
+    MASKING = "masking"  # the result is here, and its masks are not on yet
     HELD = "held"  # the result is here, and a person of the site has not let it go yet
     ANSWERED = "answered"  # the result is here, the coordinator does not have it yet
     DELIVERED = "delivered"  # acknowledged; the bytes stay until a version counts them
@@ -24,21 +26,81 @@ class Stage(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Held:
-    """An order in hand. `outcome` is the receipt's, once there is one."""
+    """An order in hand. `outcome` is the receipt's, once there is one; `execution` the last that is charged
+    for, 0 for none."""
 
     order: Order
     stage: Stage
     result: Result | None = None
     outcome: str = ""
+    execution: int = 0
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The last order of a run that was refused. `pending`: only a person's word is missing."""
+    """The last order of a run that was refused. `pending`: only a person's word is missing; `spending` is
+    what it would have cost."""
 
     order: Order
     reasons: tuple[str, ...]
     pending: bool
+    spending: Spending | None = None
+
+
+@dataclass(frozen=True)
+class Reckoned:
+    """A run's record-level promise at this site, see `agent_events.PrivacyReckoned`."""
+
+    terms: str
+    units: int
+    noise_multiplier: float
+
+
+@dataclass(frozen=True)
+class LedgerHead:
+    """The newest row of the ledger that this agent has written."""
+
+    sequence: int = 0
+    hash: str = ""
+
+
+class SeatStage(enum.StrEnum):
+    """What a site has said last in a masked session, see `core.masks`."""
+
+    ADVERTISED = "advertised"
+    SHARED = "shared"
+    READY = "ready"  # it knows who masks with whom
+    AFFIRMED = "affirmed"
+    OPENED = "opened"  # over: its shares are given
+    BURNT = "burnt"  # over: its secrets are destroyed
+
+
+@dataclass(frozen=True)
+class MaskSeat:
+    """A site's part in a masked session.
+
+    Attributes:
+        proposal: the document; `session` its digest.
+        members: sites whose keys take part; `sharers` of them, those that mask with one another;
+            `survivors` of these, those whose sum this site has affirmed.
+        heard: topic -> digest of the document that was answered.
+    """
+
+    session: str = ""
+    proposal: str = ""
+    stage: SeatStage = SeatStage.ADVERTISED
+    members: tuple[str, ...] = ()
+    sharers: tuple[str, ...] = ()
+    survivors: tuple[str, ...] = ()
+    heard: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unmasked:
+    """The last masked round of a run for which this site has opened shares, and whose sum that gave."""
+
+    round: int
+    survivors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +122,11 @@ class AgentState:
         verdicts: run -> what a person of the site has said.
         roster: site -> organisation, as the coordinator signed it last, at `roster_ms`.
         examples: data set -> examples, as the trainer counted.
+        reckoned: run -> its record-level promise at this site.
+        ledger: what a start holds the ledger against; one that is behind was rolled back.
+        missing: rows that the ledger is known to have lost, see `agent_events.ChargeMade`.
+        masks: order in hand -> its masked session; `unmasked` run -> what was opened last.
+        partners: site -> the message key with which it first came.
     """
 
     epoch: int = 0
@@ -73,6 +140,12 @@ class AgentState:
     roster_ms: int = 0
     examples: Mapping[str, int] = field(default_factory=dict)
     usage: Usage = Usage()
+    reckoned: Mapping[str, Reckoned] = field(default_factory=dict)
+    ledger: LedgerHead = LedgerHead()
+    missing: tuple[tuple[int, str], ...] = ()
+    masks: Mapping[str, MaskSeat] = field(default_factory=dict)
+    unmasked: Mapping[str, Unmasked] = field(default_factory=dict)
+    partners: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def in_hand(self) -> dict[str, Held]:
@@ -80,19 +153,19 @@ class AgentState:
         return {name: held for name, held in self.held.items() if held.stage is not Stage.DELIVERED}
 
 
-def circumstances(state: AgentState, moment: Moment) -> Circumstances:
+def circumstances(state: AgentState, moment: Moment, spending: Spending | None = None) -> Circumstances:
     """What an order that comes now is judged under."""
     return replace(
-        in_progress(state),
+        in_progress(state, spending),
         moment=moment,
         uploaded_bytes=uploaded_on(state, moment.day),
         gpu_hours=state.usage.gpu_ms / _MS_PER_HOUR,
     )
 
 
-def in_progress(state: AgentState) -> Circumstances:
+def in_progress(state: AgentState, spending: Spending | None = None) -> Circumstances:
     """What an order in hand is judged under: hours and bounds were held when it was accepted."""
-    return Circumstances(verdicts=state.verdicts, organisations=state.roster)
+    return Circumstances(verdicts=state.verdicts, organisations=state.roster, spending=spending)
 
 
 def uploaded_on(state: AgentState, day: int) -> int:

@@ -55,13 +55,22 @@ class Hours:
 class Require:
     """What a round must have before this site takes part.
 
-    `epsilon_max` bounds the run's own record-level epsilon, at most per run; `unit` is the privacy unit
-    that it must name.
+    `epsilon_max` bounds what one run may cost at this site, as promised and as charged; `unit` is the
+    privacy unit that it must name.
     """
 
     masked: bool = False
     epsilon_max: float | None = None
     unit: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a data set may cost one `unit` in its lifetime: epsilon at `delta`, over all runs."""
+
+    unit: str
+    epsilon_max: float
+    delta: float
 
 
 class Approval(enum.StrEnum):
@@ -87,6 +96,9 @@ class Contract:
             counts as one.
         use: `economic` allows any use, `non-economic` only what is not economic.
         licences: patterns of licences that the trained model may be put under; empty for any.
+        budgets: data set name -> its lifetime budget; one without is charged and never refused.
+        partners: site -> its public message key, hex, for those that this site knows by itself: under masks
+            the coordinator cannot put another key, and so another reader, in such a site's place.
     """
 
     runs: tuple[str, ...] = ()
@@ -103,6 +115,8 @@ class Contract:
     licences: tuple[str, ...] = ()
     require: Require = field(default_factory=Require)
     approval: Approval = Approval.AUTOMATIC
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    partners: Mapping[str, str] = field(default_factory=dict)
 
 
 class Word(enum.StrEnum):

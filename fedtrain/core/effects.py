@@ -6,8 +6,10 @@ had been carried out before.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedtrain.core.masks import Advert, Opened
 from fedtrain.core.orders import Order
 
 
@@ -30,6 +32,16 @@ class Cancel(Effect):
     site: str
     order: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Speak(Effect):
+    """Say this document to the site, signed. What is said twice is answered twice alike."""
+
+    site: str
+    order: str
+    topic: str
+    document: str
 
 
 @dataclass(frozen=True)
@@ -69,10 +81,33 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class Unmasking:
+    """What takes the masks off the sum of a round's updates.
+
+    Attributes:
+        shares: fewest shares that give a secret back.
+        sharers: sites that masked with their neighbours among one another; `survivors` those in the sum.
+        adverts: whose keys the pairs derive from, and whose digests tell a wrong secret.
+        opened: survivor -> the shares that it gave.
+    """
+
+    session: str
+    codec: str
+    ring_bits: int
+    shares: int
+    sharers: tuple[str, ...]
+    survivors: tuple[str, ...]
+    neighbours: Mapping[str, tuple[str, ...]]
+    adverts: Mapping[str, Advert]
+    opened: Mapping[str, Opened]
+
+
+@dataclass(frozen=True)
 class Aggregate(Effect):
     """Compute version `base_version + 1` from exactly these contributions, in this order.
 
-    The shell answers with `RoundAggregated` or `AggregationFailed`.
+    With `masks` they are masked, and only their sum is had. The shell answers with `RoundAggregated`,
+    `AggregationFailed`, or `SumRefused` where no honest updates can have had this sum.
     """
 
     run: str
@@ -82,6 +117,7 @@ class Aggregate(Effect):
     contributions: tuple[Contribution, ...]
     outer: str
     snapshot: bool
+    masks: Unmasking | None = None
 
 
 @dataclass(frozen=True)

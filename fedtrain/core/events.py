@@ -114,6 +114,17 @@ class ConsentWithdrawn(Event):
 
 
 @dataclass(frozen=True)
+class StatementHeard(Event):
+    """A site has said a document on a topic of an order, and its signature holds."""
+
+    site: str
+    topic: str
+    order: str
+    document: str
+    signature: str
+
+
+@dataclass(frozen=True)
 class ModelSeeded(Event):
     """The initial weights are stored at the coordinator: version 0 of the public model."""
 
@@ -230,6 +241,16 @@ class AggregationFailed(Event):
     reason: str
 
 
+@dataclass(frozen=True)
+class SumRefused(Event):
+    """Under the masks lay what no honest updates add up to, or a secret that is not the advertised one."""
+
+    run: str
+    round: int
+    attempt: int
+    reason: str
+
+
 EVENTS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
@@ -256,6 +277,7 @@ EVENTS: dict[str, type[Event]] = {
         ConsentGiven,
         ConsentRefused,
         ConsentWithdrawn,
+        StatementHeard,
         ModelSeeded,
         UpdateStored,
         EvaluationStored,
@@ -266,6 +288,7 @@ EVENTS: dict[str, type[Event]] = {
         RoundAggregated,
         BlobDamaged,
         AggregationFailed,
+        SumRefused,
     )
 }
 """Kind in the journal -> class."""

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from fedtrain.core.contract import Approval, Contract, Hours, Models, Require, Verdict, Word
+from fedtrain.core.budget import Spending, budget_reasons, promise_reasons
+from fedtrain.core.contract import Approval, Contract, Hours, Models, Verdict, Word
 from fedtrain.core.orders import Order
 from fedtrain.core.terms import Asked, read_asked, shown
 
@@ -36,6 +37,8 @@ class Circumstances:
         organisations: site -> organisation, by the coordinator's signed roster.
         uploaded_bytes: what has left on this day.
         gpu_hours: accelerator hours used so far.
+        spending: what the order would cost by the ledger; None where that does not matter, as for work
+            that was begun and is charged for.
     """
 
     moment: Moment | None = None
@@ -43,6 +46,7 @@ class Circumstances:
     organisations: Mapping[str, str] = field(default_factory=dict)
     uploaded_bytes: int = 0
     gpu_hours: float = 0.0
+    spending: Spending | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ def judge(contract: Contract, order: Order, circumstances: Circumstances | None 
         *_dataset_reasons(contract, asked),
         *_model_reasons(contract.models, order, asked),
         *_bound_reasons(contract, now),
-        *_privacy_reasons(contract.require, asked),
+        *promise_reasons(contract.require, order, asked, now.spending),
+        *budget_reasons(contract.budgets.get(asked.dataset), order, asked, now.spending, now.moment is None),
     ]
     verdict = now.verdicts.get(order.run)
     if verdict is not None and verdict.word is not Word.APPROVED:
@@ -197,30 +202,6 @@ def _bound_reasons(contract: Contract, now: Circumstances) -> list[str]:
         reasons.append(
             f"contract.gpu_hours_max is {contract.gpu_hours_max:g}, and {now.gpu_hours:.2f} are used"
         )
-    return reasons
-
-
-def _privacy_reasons(require: Require, asked: Asked) -> list[str]:
-    """What the site demands, and what this version cannot give whoever promises it."""
-    reasons = []
-    if require.masked and not asked.masked:
-        reasons.append("contract.require.masked is true, and this order asks for a plain update")
-    if asked.masked or asked.record:
-        reasons.append("this version has no privacy mechanisms, and the order promises one")
-    epsilon = asked.record.get("epsilon")
-    if require.epsilon_max is not None:
-        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)):
-            reasons.append(
-                f"contract.require.epsilon_max is {require.epsilon_max:g}, and this run has no record-level "
-                "epsilon"
-            )
-        elif epsilon > require.epsilon_max:
-            reasons.append(
-                f"contract.require.epsilon_max is {require.epsilon_max:g}, this run's is {epsilon:g}"
-            )
-    unit = str(asked.record.get("unit", "")) or "not stated"
-    if require.unit and unit != require.unit:
-        reasons.append(f"contract.require.unit is {require.unit}, this run's is {shown(unit)}")
     return reasons
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fedtrain.core import conduct, events as ev, removal, uploads
+from fedtrain.core import accounts, conduct, events as ev, masked_rounds, removal, uploads
 from fedtrain.core.advance import NOTHING, Turn, every_run, standing_effects
 from fedtrain.core.effects import Cancel, Effect, Expel, Invite, Retire
+from fedtrain.core.rounds import abandon
 from fedtrain.core.seats import AT_WORK, with_seat
 from fedtrain.core.state import (
     ENDED,
@@ -42,10 +43,19 @@ def _booted(state: State, event: ev.Booted) -> tuple[State, tuple[Effect, ...]]:
     """A new life: nobody is attached yet, and whatever was under way is asked for again."""
     if event.epoch <= state.fenced:
         return state, (Retire(state.fenced),)
+    moved = bool(state.place) and event.place != state.place
     state = replace(state, epoch=event.epoch, place=event.place, fenced=0, booted_ms=event.at_ms, attached={})
     effects = resume(state)
-    state, more = every_run(state, lambda run: (run, NOTHING))
+    state, more = every_run(state, lambda run: _burnt(state, run) if moved else (run, NOTHING))
     return state, (*effects, *more)
+
+
+def _burnt(state: State, run: RunState) -> Turn:
+    """A copy goes on: what masks the original took off since is not known here, so none come off here."""
+    opened = run.round
+    if opened is None or opened.masks is None or run.phase not in (Phase.TRAINING, Phase.UNMASKING):
+        return run, NOTHING
+    return abandon(state, run, opened, "this coordinator runs from a copy of its state")
 
 
 def _fenced(state: State, event: ev.Fenced) -> tuple[State, tuple[Effect, ...]]:
@@ -163,16 +173,20 @@ def _attached(state: State, event: ev.SiteAttached) -> tuple[State, tuple[Effect
         seat = run.round.seats.get(event.site) if run.round else None
         if run.round is None or seat is None or run.phase is Phase.AGGREGATING:
             return run, NOTHING
+        if run.phase is Phase.UNMASKING:
+            return run, masked_rounds.tell(run, event.site)
         if seat.standing is Standing.LOST:
             seat = replace(seat, standing=Standing.INVITED, reason="")
             run = with_seat(run, event.site, seat)
-        return run, (Invite(seat.order),) if seat.standing in AT_WORK else NOTHING
+        if seat.standing not in AT_WORK:
+            return run, NOTHING
+        return run, (Invite(seat.order), *masked_rounds.tell(run, event.site))
 
     over = tuple(
         Cancel(event.site, order, "it is over") for order in event.holding if not _wanted(state, order)
     )
     state, effects = every_run(state, welcome)
-    return state, (*over, *effects)
+    return state, (*accounts.hand_back(state, event.site), *over, *effects)
 
 
 def _wanted(state: State, order_id: str) -> bool:
@@ -181,7 +195,10 @@ def _wanted(state: State, order_id: str) -> bool:
     if run is None or run.phase in ENDED:
         return False
     late = {update.order for update in run.late} | {order.id for order in run.busy.values()}
-    return uploads.seat_of(run, order_id) is not None or order_id in late
+    found = uploads.seat_of(run, order_id)
+    if found is not None and run.round is not None and run.round.masks is not None:
+        return found[1].standing is not Standing.FAILED  # its session is over, and its keys with it
+    return found is not None or order_id in late
 
 
 def _lost(state: State, event: ev.SiteLost) -> tuple[State, tuple[Effect, ...]]:

@@ -101,6 +101,7 @@ class Result:
         eval_count: tokens or examples behind `eval_loss`.
         layout: canonical JSON of the layout, for `seed` only.
         seconds: wall time of the work.
+        within: with adaptive clipping, 1 or 0 plus noise: whether the update's norm was within the clip.
         notes: what a person should know, e.g. "checkpoint of the parent order was missing".
     """
 
@@ -118,6 +119,7 @@ class Result:
     layout: str = ""
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
+    within: float | None = None
 
 
 @dataclass(frozen=True)

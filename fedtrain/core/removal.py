@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedtrain.core.advance import Turn, abandon, every_run
+from fedtrain.core.advance import Turn, every_run
 from fedtrain.core.effects import Cancel, Effect
 from fedtrain.core.orders import OrderKind
+from fedtrain.core.rounds import abandon
 from fedtrain.core.seats import AT_WORK, with_seat
 from fedtrain.core.state import Phase, RunState, Seat, Standing, State, without
 
@@ -28,7 +29,7 @@ def from_every_run(
 def take_out(state: State, run: RunState, site: str, standing: Standing, reason: str) -> Turn:
     """The run without the site's part in its open round, its late updates and its unfinished work.
 
-    A round that is being aggregated with it is abandoned and made again without it.
+    A round that is being unmasked or aggregated with it is abandoned and made again without it.
     """
     run, gone, effects = _forget_late(run, site, reason)
     opened = run.round
@@ -40,7 +41,7 @@ def take_out(state: State, run: RunState, site: str, standing: Standing, reason:
             effects = (*effects, Cancel(site, seat.order.id, reason))
         gone |= {seat.order.id}
         run = with_seat(run, site, Seat(seat.order, standing, reason))
-    if run.phase is not Phase.AGGREGATING or not gone & set(opened.counted):
+    if run.phase not in (Phase.UNMASKING, Phase.AGGREGATING) or not gone & set(opened.counted):
         return run, effects
     assert run.round is not None, "an aggregation has its round"
     run = replace(run, round=replace(run.round, counted=()))

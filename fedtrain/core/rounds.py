@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fedtrain.core.effects import Contribution
+from fedtrain.core import accounts, canonical, masks
+from fedtrain.core.effects import Cancel, Contribution, Effect
 from fedtrain.core.orders import ModelRef, Order, OrderKind, order_id
 from fedtrain.core.quorum import shortfall
 from fedtrain.core.spec import RunSpec
@@ -21,11 +22,13 @@ from fedtrain.core.state import (
     SETTLED,
     Model,
     OpenRound,
+    Phase,
     RoundRecord,
     RunState,
     Seat,
     SeatRecord,
     Standing,
+    State,
     Update,
 )
 
@@ -112,7 +115,7 @@ def _order(run: RunState, index: int, attempt: int, site: str, cohort: tuple[str
         parent=run.parents.get(site, ""),
         returned=run.returned.get(site, ()),
         cohort=cohort,
-        task=spec.task,
+        task=accounts.task_of(run),
         codec=spec.codec_up,
         block_elements=spec.block_elements,
         patience_ms=spec.patience_ms,
@@ -137,9 +140,19 @@ def judge(run: RunState, now_ms: int) -> Judgement:
         verdict = Verdict.CLOSE if good else Verdict.ABANDON
         return Judgement(verdict, why if good else f"{why}, and no initial weights came: {_troubles(opened)}")
     missing = shortfall(good, tuple(opened.seats), run.weights, run.spec.quorum, run.spec.quorum_share)
+    missing = missing or _too_few_for_masks(run.spec, opened, len(good))
     if missing:
         return Judgement(Verdict.ABANDON, f"{why}, but {missing}{_troubles(opened, prefix=': ')}")
     return Judgement(Verdict.CLOSE, f"{why}: {len(good)} of {len(opened.seats)} contributed")
+
+
+def _too_few_for_masks(spec: RunSpec, opened: OpenRound, count: int) -> str:
+    """Why the sum of so many masked updates may not be had; "" if it may, or nothing is masked."""
+    terms = masks.mask_terms(spec.task)
+    if opened.masks is None or terms is None:
+        return ""
+    needed = masks.needed(canonical.decode(masks.Proposal, opened.masks.proposal), terms)
+    return "" if count >= needed else f"{count} masked updates came, and {needed} are needed to unmask a sum"
 
 
 def _troubles(opened: OpenRound, prefix: str = "") -> str:
@@ -219,6 +232,38 @@ def _seat_record(seat: Seat) -> SeatRecord:
         eval_loss=update.eval_loss,
         eval_count=update.eval_count,
     )
+
+
+def abandon(
+    state: State, run: RunState, opened: OpenRound, reason: str
+) -> tuple[RunState, tuple[Effect, ...]]:
+    """This attempt cannot close. Whoever contributed or still works keeps its seat in the next.
+
+    Not so under masks: a session's keys are good for one attempt, so everybody begins anew.
+    """
+    record = record_of(opened, state.now_ms, reason=f"abandoned: {reason}")
+    paused = run.paused
+    if opened.attempt % run.spec.attempts_max == 0 and not paused:
+        paused = f"round {opened.index} was abandoned {opened.attempt} times, last because {reason}"
+    over: tuple[Effect, ...] = ()
+    if opened.masks is not None:
+        why = f"its masked session was given up: {reason}"
+        seats = {
+            site: seat
+            if seat.standing in (Standing.REFUSED, Standing.FAILED)
+            else replace(seat, standing=Standing.FAILED, reason=why)
+            for site, seat in opened.seats.items()
+        }
+        over = tuple(Cancel(s, seat.order.id, why) for s, seat in seats.items() if seat != opened.seats[s])
+        opened = replace(opened, seats=seats, counted=())
+    return replace(
+        run,
+        phase=Phase.WAITING,
+        reason=reason,
+        round=opened,
+        records=(*run.records, record),
+        paused=paused,
+    ), over
 
 
 def snapshot_due(spec: RunSpec, version: int) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
+from fedtrain.core.masks import Opened, Signed
 from fedtrain.core.orders import ModelRef, Order
 from fedtrain.core.spec import RunSpec
 
@@ -26,6 +27,7 @@ class Phase(enum.StrEnum):
     WAITING = "waiting"  # for enough sites
     SEEDING = "seeding"  # one site makes the initial weights
     TRAINING = "training"  # a round is open: consent, work, uploads
+    UNMASKING = "unmasking"  # the round is closed, its survivors take the masks off the sum
     AGGREGATING = "aggregating"  # the round is closed, its version is being computed
     EVALUATING = "evaluating"  # the last version is measured at the sites
     RESTORING = "restoring"  # an earlier version is being made the newest
@@ -142,6 +144,44 @@ class Seat:
     update: Update | None = None
 
 
+class MaskStage(enum.StrEnum):
+    """How far the masks of a round are, see `core.masks`."""
+
+    ADVERTISE = "advertise"  # R0: the sites' keys are awaited
+    SHARE = "share"  # R1: their sealed shares
+    INPUT = "input"  # R2: masked updates
+    AFFIRM = "affirm"  # R3: the survivors' signatures over their set
+    OPEN = "open"  # R4: the shares that take the masks off
+    BARE = "bare"  # all is here that the sum needs
+
+
+@dataclass(frozen=True)
+class MaskedRound:
+    """The masks of the open round.
+
+    Attributes:
+        proposal: the document; `session` its digest.
+        until_ms: when the stage ends without those who have not answered.
+        adverts: site -> its signed advert; `keys` the document of those that take part, "" before.
+        boxes: source -> neighbour -> sealed share.
+        sharers: sites whose boxes are here when shares are handed out: they mask with one another.
+        survivors: sites whose masked updates are summed.
+        affirmations: survivor -> signature over their set; `opened` survivor -> the shares that it gave.
+    """
+
+    proposal: str
+    session: str
+    stage: MaskStage
+    until_ms: int
+    adverts: Mapping[str, Signed] = field(default_factory=dict)
+    keys: str = ""
+    boxes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    sharers: tuple[str, ...] = ()
+    survivors: tuple[str, ...] = ()
+    affirmations: Mapping[str, str] = field(default_factory=dict)
+    opened: Mapping[str, Opened] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class OpenRound:
     """The round in progress.
@@ -160,6 +200,7 @@ class OpenRound:
     reason: str
     seats: Mapping[str, Seat]
     counted: tuple[str, ...] = ()
+    masks: MaskedRound | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +290,8 @@ class RunState:
         paused: why no new work is handed out, "" if the run is not paused. A pause lets work that
             is out finish: the phase underneath goes on to the end of the open round.
         restoring: the earlier version that is being made the newest, None in every other phase.
+        charges: site -> its newest signed account of what the run has cost it, see `core.accounts`.
+        clip: with adaptive clipping, of the next orders; 0 for the task's own.
     """
 
     spec: RunSpec
@@ -269,6 +312,8 @@ class RunState:
     receipts: Mapping[str, Acknowledged] = field(default_factory=dict)
     paused: str = ""
     restoring: int | None = None
+    charges: Mapping[str, Signed] = field(default_factory=dict)
+    clip: float = 0.0
 
     @property
     def rounds_done(self) -> int:

@@ -3,7 +3,7 @@
 Beside `name`, `model`, `data` and `training` the section may hold `access`, a list of what the run wants
 of the data beyond training on it, and `terms`: `use`, `licence` and `privacy`. What is absent is the most
 modest: no access, no economic use, no licence stated, no privacy mechanism. What is there and cannot be
-understood is a fault: nobody agrees to words that they do not know.
+understood is a fault: nobody agrees to words that they do not know. `core.privacy` reads the last part.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedtrain.core.privacy import MaskTerms, Misfit, PrivacyTerms, RecordTerms, SiteTerms, read_privacy
+
 USES = ("economic", "non-economic")
 LICENCE_UNSTATED = "unstated"
 
 _TERMS = ("use", "licence", "privacy")
-_PRIVACY = ("masked", "record")
 _CHARACTERS_MAX = 80
 
 
@@ -28,8 +29,8 @@ class Asked:
     Attributes:
         task: the task's name; `dataset`: the data set's, "" for none.
         access: rights on the data set beyond training.
-        model: the model's settings.
-        masked, record: the privacy mechanisms that the run promises.
+        model, training: the task's settings.
+        privacy: the mechanisms that the run promises.
         fault: why the section cannot be judged, "" if it can. The rest then has its defaults.
     """
 
@@ -39,20 +40,37 @@ class Asked:
     model: Mapping[str, Any] = field(default_factory=dict)
     use: str = "non-economic"
     licence: str = LICENCE_UNSTATED
-    masked: bool = False
-    record: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    privacy: PrivacyTerms = field(default_factory=PrivacyTerms)
     fault: str = ""
 
+    @property
+    def record(self) -> RecordTerms | None:
+        """Privacy of records."""
+        return self.privacy.record
 
-class _Misfit(ValueError):
-    """The section does not have its form; says where."""
+    @property
+    def site(self) -> SiteTerms | None:
+        """Privacy of whole sites."""
+        return self.privacy.site
+
+    @property
+    def masked(self) -> MaskTerms | None:
+        """Sums under masks."""
+        return self.privacy.masked
+
+    @property
+    def batch_size(self) -> int:
+        """Units that one step takes; 0 where the task does not say."""
+        found = self.training.get("batch_size")
+        return found if type(found) is int and found > 0 else 0
 
 
 def read_asked(task: str) -> Asked:
     """The section of an order; never raises."""
     try:
         return _asked(_decoder.decode(task))
-    except _Misfit as misfit:
+    except Misfit as misfit:
         return Asked(fault=str(misfit))
     except (ValueError, RecursionError):
         return Asked(fault="it is not JSON, or nested too deep")
@@ -66,16 +84,12 @@ def shown(text: str) -> str:
 def _asked(plain: Any) -> Asked:
     section = _mapping(plain, "it")
     terms = _mapping(section.get("terms", {}), "terms", _TERMS)
-    privacy = _mapping(terms.get("privacy", {}), "terms.privacy", _PRIVACY)
     use = _text(terms.get("use", "non-economic"), "terms.use")
     if use not in USES:
-        raise _Misfit(f"terms.use is {shown(use)}, which is neither {' nor '.join(USES)}")
-    masked = privacy.get("masked", False)
-    if not isinstance(masked, bool):
-        raise _Misfit("terms.privacy.masked is neither true nor false")
+        raise Misfit(f"terms.use is {shown(use)}, which is neither {' nor '.join(USES)}")
     access = section.get("access", [])
     if not isinstance(access, list):
-        raise _Misfit("access is no list")
+        raise Misfit("access is no list")
     return Asked(
         task=_text(section.get("name"), "name"),
         dataset=_text(section.get("data", ""), "data"),
@@ -83,23 +97,23 @@ def _asked(plain: Any) -> Asked:
         model=_mapping(section.get("model", {}), "model"),
         use=use,
         licence=_text(terms.get("licence", LICENCE_UNSTATED), "terms.licence"),
-        masked=masked,
-        record=_mapping(privacy.get("record", {}), "terms.privacy.record"),
+        training=_mapping(section.get("training", {}), "training"),
+        privacy=read_privacy(terms.get("privacy", {})),
     )
 
 
 def _mapping(value: Any, place: str, known: tuple[str, ...] = ()) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise _Misfit(f"{place} is no section of keys and values")
+        raise Misfit(f"{place} is no section of keys and values")
     for key in value:
         if known and key not in known:
-            raise _Misfit(f"{place}.{shown(key)} is a word that this version does not know")
+            raise Misfit(f"{place}.{shown(key)} is a word that this version does not know")
     return value
 
 
 def _text(value: Any, place: str) -> str:
     if not isinstance(value, str):
-        raise _Misfit(f"{place} is no text")
+        raise Misfit(f"{place} is no text")
     return value
 
 
@@ -108,18 +122,18 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
-        raise _Misfit(f"the key {shown(twice)} is there twice")
+        raise Misfit(f"the key {shown(twice)} is there twice")
     return found
 
 
 def _no_constant(word: str) -> float:
-    raise _Misfit(f"{word} is no number")
+    raise Misfit(f"{word} is no number")
 
 
 def _number(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise _Misfit(f"{shown(text)} is too large a number")
+        raise Misfit(f"{shown(text)} is too large a number")
     return value
 
 

@@ -9,6 +9,8 @@ be repeated: `resume` lists those that a state still calls for, and `Booted` ask
     WAITING -> SEEDING -> WAITING -> TRAINING -> AGGREGATING -> WAITING ... -> EVALUATING -> DONE
                   |                     |
                   +---- abandoned ------+--> WAITING, with the seats of those who worked
+
+A masked round is UNMASKING between TRAINING and AGGREGATING; abandoned, it leaves no seat.
 """
 
 from __future__ import annotations
@@ -17,10 +19,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fedtrain.core import conduct, events as ev, removal, rollback, seats, uploads, versions
-from fedtrain.core.advance import NOTHING, Turn, abandon, end, settle, standing_effects
+from fedtrain.core import (
+    accounts,
+    conduct,
+    events as ev,
+    masked_rounds,
+    removal,
+    rollback,
+    seats,
+    uploads,
+    versions,
+)
+from fedtrain.core.advance import NOTHING, Turn, end, settle, standing_effects
 from fedtrain.core.effects import Cancel, Effect, Invite
 from fedtrain.core.membership import MEMBERSHIP, resume as resume
+from fedtrain.core.rounds import abandon
 from fedtrain.core.seats import AT_WORK
 from fedtrain.core.state import (
     ENDED,
@@ -38,6 +51,8 @@ def step(state: State, event: ev.Event) -> tuple[State, tuple[Effect, ...]]:
     state = replace(state, now_ms=max(state.now_ms, event.at_ms))
     if state.fenced and not isinstance(event, ev.Booted):
         return state, NOTHING
+    if isinstance(event, ev.StatementHeard) and accounts.is_account(event):
+        return accounts.heard(state, event), NOTHING
     own = MEMBERSHIP.get(type(event))
     if own is not None:
         return own(state, event)
@@ -90,12 +105,13 @@ def _stop(state: State, run: RunState, event: ev.RunStopped) -> Turn:
 
 def _damaged(state: State, run: RunState, event: ev.BlobDamaged) -> Turn:
     """The attempt is made again with the same seats; the site sends the same bytes once more."""
+    closed = run.phase in (Phase.UNMASKING, Phase.AGGREGATING)
     run, lost = uploads.damaged(run, event)
-    again = () if lost is None else (Invite(lost),)
-    if run.phase is not Phase.AGGREGATING or run.round is None:
+    again = () if lost is None or (closed and run.round and run.round.masks) else (Invite(lost),)
+    if not closed or run.round is None:
         return run, again
     if lost is None:
-        return run, (versions.aggregation(run, run.round),)
+        return run, standing_effects(run)
     run, effects = abandon(state, run, run.round, f"the stored update of {lost.site} is {event.reason}")
     return run, (*again, *effects)
 
@@ -137,6 +153,7 @@ _WHILE_A_ROUND_IS_OPEN: dict[type[ev.Event], Handler] = {
     ev.RunStopped: _stop,
     ev.RunRolledBack: rollback.begin,
     ev.ConsentWithdrawn: _withdrawn,
+    ev.StatementHeard: masked_rounds.heard,
 }
 
 TABLE: dict[tuple[Phase, type[ev.Event]], Handler] = {
@@ -145,6 +162,7 @@ TABLE: dict[tuple[Phase, type[ev.Event]], Handler] = {
     (Phase.WAITING, ev.ModelSeeded): seats.seeded,
     (Phase.AGGREGATING, ev.RoundAggregated): versions.aggregated,
     (Phase.AGGREGATING, ev.AggregationFailed): versions.not_aggregated,
+    (Phase.AGGREGATING, ev.SumRefused): versions.sum_refused,
     (Phase.EVALUATING, ev.EvaluationStored): seats.evaluated,
     (Phase.RESTORING, ev.VersionRestored): rollback.finish,
     (Phase.RESTORING, ev.AggregationFailed): rollback.fail,

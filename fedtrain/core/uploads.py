@@ -17,6 +17,7 @@ from fedtrain.core.spec import LatePolicy
 from fedtrain.core.state import (
     ENDED,
     Acknowledged,
+    MaskStage,
     Phase,
     RunState,
     Seat,
@@ -72,6 +73,7 @@ def admit(state: State, site: str, order_id: str, blob: str) -> Answer:
     return Answer(Admission.STALE, f"order {order_id} is over ({run.reason})")
 
 
+_CLOSED = (Phase.UNMASKING, Phase.AGGREGATING)
 _MAY_UPLOAD = frozenset({Standing.INVITED, Standing.WORKING, Standing.LOST})
 
 
@@ -88,8 +90,11 @@ def seat_of(run: RunState, order_id: str) -> tuple[str, Seat] | None:
 def awaited(run: RunState, order_id: str) -> tuple[str, Seat] | None:
     """The seat that this order's upload would fill. Once the round has closed there is none."""
     found = seat_of(run, order_id)
-    if found is None or found[1].standing not in _MAY_UPLOAD or run.phase is Phase.AGGREGATING:
+    if found is None or found[1].standing not in _MAY_UPLOAD or run.phase in _CLOSED:
         return None
+    masks = run.round.masks if run.round else None
+    if masks is not None and (masks.stage is not MaskStage.INPUT or found[0] not in masks.sharers):
+        return None  # nobody masks before it has been told with whom
     return found
 
 
@@ -149,12 +154,16 @@ def damaged(run: RunState, event: ev.BlobDamaged) -> tuple[RunState, Order | Non
 def _accept(
     state: State, run: RunState, order: Order, event: ev.UpdateStored, outcome: str
 ) -> tuple[RunState, tuple[Effect, ...]]:
-    """An update that is ours now: the site's next order continues from this one."""
+    """An update that is ours now: the site's next order continues from this one.
+
+    Under masks it is ours only in a sum: from what it did for a session that fails, a site does not go on.
+    """
     site = order.site
+    masked = run.round is not None and run.round.masks is not None
     back = tuple(name for name in run.returned.get(site, ()) if name not in order.returned)
     run = replace(
         run,
-        parents=put(run.parents, site, order.id),
+        parents=run.parents if masked else put(run.parents, site, order.id),
         weights=put(run.weights, site, event.weight),
         returned=put(run.returned, site, back) if back else without(run.returned, site),
     )

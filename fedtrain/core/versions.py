@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedtrain.core import events as ev
+from fedtrain.core import accounts, events as ev
 from fedtrain.core.cohort import expected_sites
 from fedtrain.core.effects import Aggregate, Collect, Effect, Publish
-from fedtrain.core.rounds import contributions, next_model, record_of, snapshot_due
+from fedtrain.core.masked_rounds import unmasking
+from fedtrain.core.rounds import abandon, contributions, next_model, record_of, snapshot_due
 from fedtrain.core.state import ENDED, OpenRound, Phase, RoundRecord, RunState, State
 
 Turn = tuple[RunState, tuple[Effect, ...]]
@@ -47,16 +48,31 @@ def aggregated(state: State, run: RunState, event: ev.RoundAggregated) -> Turn:
     )
     counted = set(opened.counted)
     run = replace(
-        run,
+        accounts.with_next_clip(run, counted),
         phase=Phase.WAITING,
         reason=f"version {version} is out",
         model=model,
         round=None,
         records=(*run.records, record),
         late=tuple(update for update in run.late if update.order not in counted),
+        parents={**run.parents, **_continued(opened)},
     )
     outcomes = tuple((site, seat.standing.value) for site, seat in record.seats.items())
     return run, (Publish(run.spec.run, version, outcomes), collection(run))
+
+
+def _continued(opened: OpenRound) -> dict[str, str]:
+    """Site -> the order of a masked round that it goes on from, now that its part is in a version."""
+    if opened.masks is None:
+        return {}
+    return {site: opened.seats[site].order.id for site in opened.masks.survivors}
+
+
+def sum_refused(state: State, run: RunState, event: ev.SumRefused) -> Turn:
+    """The masks came off, and what lay beneath cannot be: a new attempt, with new keys."""
+    if run.round is None or (event.round, event.attempt) != (run.round.index, run.round.attempt):
+        return run, NOTHING
+    return abandon(state, replace(run, round=replace(run.round, counted=())), run.round, event.reason)
 
 
 def not_aggregated(state: State, run: RunState, event: ev.AggregationFailed) -> Turn:
@@ -76,6 +92,7 @@ def aggregation(run: RunState, opened: OpenRound) -> Aggregate:
         contributions=contributions(run, opened),
         outer="average" if warming else run.spec.outer,
         snapshot=snapshot_due(run.spec, opened.index),
+        masks=unmasking(opened),
     )
 
 

@@ -139,8 +139,12 @@ class Script:
             invite=f"invite-{site}",
             key_digest="k",
             certificate="",
-            message_key="m",
+            message_key=self.message_key(site),
         )
+
+    def message_key(self, site: str) -> str:
+        """What verifies the site's words."""
+        return "m"
 
     def submit(self) -> list[str]:
         """The operator starts the run."""
@@ -303,6 +307,8 @@ def line(effect: fx.Effect, now_ms: int) -> str:
             return f"retire behind epoch {effect.epoch}"
         case fx.Restore():
             return f"restore {effect.version} as {effect.round}"
+        case fx.Speak():
+            return f"speak {effect.topic} to {effect.site}"
         case fx.Expel():
             return f"expel {effect.name}: {effect.reason}"
     raise AssertionError(effect)
