@@ -12,7 +12,7 @@ from fedtrain.coordinator import views
 from fedtrain.coordinator.hub import Hub
 from fedtrain.coordinator.sessions import Sessions
 from fedtrain.coordinator.versions import file_digest
-from fedtrain.core import events as ev, messages as msg
+from fedtrain.core import events as ev, masks, messages as msg
 from fedtrain.core.canonical import to_plain
 from fedtrain.core.cohort import expected_sites, roster
 from fedtrain.core.orders import NAME, Order, OrderKind, order_id
@@ -217,6 +217,9 @@ def check_spec(state: State, spec: RunSpec) -> None:
     if not 0 <= spec.quorum_share <= 1:
         raise ConfigError(f"{spec.quorum_share:g} is not a share between 0 and 1", key="rounds.quorum_share")
 
+    key, why = masks.spec_fault(spec.task, spec.codec_up, spec.minimum, len(included))
+    if why:
+        raise ConfigError(why, key=key)
     try:
         encode(_first_order(spec, included[0], included))
     except LocalError as error:

@@ -294,6 +294,26 @@ def fault_of(proposal: Proposal, order: Order) -> str:
     return ""
 
 
+def spec_fault(task: str, codec: str, minimum: int, sites: int) -> tuple[str, str]:
+    """(key of the run's file, why) a run with up to so many sites could never be masked; ("", "") if it can,
+    or is plain."""
+    terms = mask_terms(task)
+    if terms is None:
+        return "", ""
+    if minimum < SITES_MIN:
+        return "sites.minimum", f"{minimum} is too few for a sum under masks, which needs {SITES_MIN} sites"
+    if level_bits(codec) is None:
+        return "codec.up", f"{codec} cannot be summed under masks: fixed<bits>s<exp>, randk8s<exp>k<keep> can"
+    if ring_bits(codec, sites) is None:
+        return "codec.up", f"the sum of {sites} updates of {codec} overflows a ring of {RING_BITS_MAX} bits"
+    if terms.dropouts_max >= minimum:
+        return (
+            "privacy.masked.dropouts_max",
+            f"{terms.dropouts_max} sites cannot be lost of {minimum} that a round may start with",
+        )
+    return "", ""
+
+
 def order_of(proposal: Proposal, site: str) -> str:
     """The id of a site's order in the proposal's round."""
     return order_id(proposal.run, proposal.round, proposal.attempt, site)

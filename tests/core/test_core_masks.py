@@ -375,3 +375,20 @@ def test_a_plain_order_is_not_masked() -> None:
     assert plain.run.round is not None and plain.run.round.masks is None
     assert not masks.is_masked(plain.order("a"))
     assert masks.mask_terms(TASK) is not None
+
+
+@pytest.mark.parametrize(
+    ("codec", "minimum", "sites", "key"),
+    [
+        ("fixed12s11", 3, 5, ""),
+        ("int8", 3, 5, "codec.up"),
+        ("fixed24s20", 3, 400, "codec.up"),
+        ("fixed12s11", 2, 5, "sites.minimum"),
+    ],
+)
+def test_what_can_never_be_masked_is_refused_at_submission(
+    codec: str, minimum: int, sites: int, key: str
+) -> None:
+    """Codecs that cannot be summed, rings that overflow, and cohorts of two, each by its key."""
+    assert masks.spec_fault(TASK, codec, minimum, sites)[0] == key
+    assert masks.spec_fault('{"name":"tiny"}', codec, minimum, sites) == ("", "")
