@@ -72,8 +72,9 @@ def task_of(run: RunState) -> str:
     return canonical.encode(plain).decode()
 
 
-def with_next_clip(run: RunState, counted: Iterable[str]) -> RunState:
-    """The run with the clip for the rounds behind one that counted these orders."""
+def published(run: RunState, counted: Iterable[str]) -> RunState:
+    """The run behind a version that counts these orders: with its accounts, and with the next clip."""
+    run = replace(run, published_charges=run.charges)
     site = read_asked(run.spec.task).site
     if site is None or site.adaptive is None:
         return run

@@ -9,12 +9,13 @@ bytes. A statement names its parents' statements by digest, so a changed past sh
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from fedtrain.core import canonical, events as ev
 from fedtrain.core.driver import run_of
 from fedtrain.core.effects import Aggregate
+from fedtrain.core.masks import Signed
 from fedtrain.core.orders import Order
 from fedtrain.core.ports import Recorded
 from fedtrain.core.spec import RunSpec
@@ -114,6 +115,7 @@ class Lineage:
         code_version, code_digest: of the coordinator that published it (`events.Booted`).
         journal: the row at which the version came into being.
         shares: site -> what went into this version and its ancestors.
+        charges: site -> its signed account of what the run had cost it in privacy (`charges.Account`).
     """
 
     format: int
@@ -136,6 +138,7 @@ class Lineage:
     code_version: str
     code_digest: str
     journal: Place
+    charges: Mapping[str, Signed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,7 @@ class Provenance:
             code_version=self._code[0],
             code_digest=self._code[1],
             journal=place,
+            charges=of_run.published_charges,
         )
         self.forget(of_run)
         return Draft(base, lineage)

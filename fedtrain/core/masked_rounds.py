@@ -13,7 +13,7 @@ from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import TypeVar
 
-from fedtrain.core import canonical, events as ev, masks
+from fedtrain.core import canonical, events as ev, masks, seats, uploads
 from fedtrain.core.effects import Cancel, Effect, SetTimer, Speak, Unmasking
 from fedtrain.core.rounds import abandon
 from fedtrain.core.seats import AT_WORK, with_seat
@@ -67,19 +67,29 @@ def standing(run: RunState) -> tuple[Effect, ...]:
     return (*told, *_timer(run, opened, opened.masks))
 
 
+def consented(state: State, run: RunState, event: ev.ConsentGiven) -> Turn:
+    """The site works on its order: now, and not before it has it in hand, it hears of the session."""
+    before = run
+    run, effects = seats.consented(state, run, event)
+    if run is before:
+        return run, effects
+    found = uploads.seat_of(run, event.order)
+    return run, (*effects, *(tell(run, found[0]) if found else NOTHING))
+
+
 def tell(run: RunState, site: str) -> tuple[Effect, ...]:
     """The document that this site has to answer now."""
     opened = run.round
     if opened is None or opened.masks is None or run.phase not in _PHASES:
         return NOTHING
     held, seat = opened.masks, opened.seats[site]
-    at_work = seat.standing in AT_WORK
+    works = seat.standing is Standing.WORKING
     match held.stage:
-        case MaskStage.ADVERTISE if at_work and site not in held.adverts:
+        case MaskStage.ADVERTISE if works and site not in held.adverts:
             return (Speak(site, seat.order.id, "proposal", held.proposal),)
-        case MaskStage.SHARE if at_work and site in held.adverts and site not in held.boxes:
+        case MaskStage.SHARE if works and site in held.adverts and site not in held.boxes:
             return (Speak(site, seat.order.id, "keys", held.keys),)
-        case MaskStage.INPUT if at_work and site in held.sharers:
+        case MaskStage.INPUT if works and site in held.sharers:
             boxes = {source: sealed[site] for source, sealed in held.boxes.items() if site in sealed}
             boxes = {source: box for source, box in boxes.items() if source in held.sharers}
             document = masks.spelled(masks.Delivery(held.session, held.sharers, boxes))

@@ -290,7 +290,8 @@ class RunState:
         paused: why no new work is handed out, "" if the run is not paused. A pause lets work that
             is out finish: the phase underneath goes on to the end of the open round.
         restoring: the earlier version that is being made the newest, None in every other phase.
-        charges: site -> its newest signed account of what the run has cost it, see `core.accounts`.
+        charges: site -> its newest signed account of what the run has cost it, see `core.accounts`;
+            `published_charges` those when the newest version was published, for its lineage.
         clip: with adaptive clipping, of the next orders; 0 for the task's own.
     """
 
@@ -313,6 +314,7 @@ class RunState:
     paused: str = ""
     restoring: int | None = None
     charges: Mapping[str, Signed] = field(default_factory=dict)
+    published_charges: Mapping[str, Signed] = field(default_factory=dict)
     clip: float = 0.0
 
     @property

@@ -141,7 +141,7 @@ def _run_name(event: ev.Event) -> str:
 Handler = Callable[[State, RunState, Any], Turn]
 
 _WHILE_A_ROUND_IS_OPEN: dict[type[ev.Event], Handler] = {
-    ev.ConsentGiven: seats.consented,
+    ev.ConsentGiven: masked_rounds.consented,
     ev.ConsentRefused: seats.refused,
     ev.WorkFailed: seats.failed,
     ev.UpdateRejected: seats.failed,

@@ -48,7 +48,7 @@ def aggregated(state: State, run: RunState, event: ev.RoundAggregated) -> Turn:
     )
     counted = set(opened.counted)
     run = replace(
-        accounts.with_next_clip(run, counted),
+        accounts.published(run, counted),
         phase=Phase.WAITING,
         reason=f"version {version} is out",
         model=model,

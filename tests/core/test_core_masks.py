@@ -282,15 +282,12 @@ def test_a_proposal_that_is_not_the_orders_is_burnt(field: str) -> None:
     """Whatever differs from the order that was accepted is refused by name."""
     world = Consortium("abcde")
     world.script.aggregate()
-    order = world.order("a")
-    speak = next(e for e in list(world._performed) if isinstance(e, fx.Speak) and e.site == "a")
-    proposal = canonical.decode(masks.Proposal, speak.document)
+    order = world.script.order("a")
+    world.sites["a"].tell(agent.OrderReceived, order=order, day=0, minute=0)
+    proposal = masks.propose(1, order, {name: f"key-{name}" for name in "abcde"})
     found = getattr(proposal, field)
     wrong = replace(proposal, **{field: found + 1 if isinstance(found, int) else "0" * 64})
-    invite = next(e for e in list(world._performed) if isinstance(e, fx.Invite) and e.order.site == "a")
-    site = world.sites["a"]
-    site.tell(agent.OrderReceived, order=invite.order, day=0, minute=0)
-    assert f"the proposal's {field} is not the order's" in lie(world, order, "proposal", wrong)
+    assert f"the proposal's {field} is not the order's" in lie(world, order.id, "proposal", wrong)
 
 
 def test_a_strange_key_in_a_partners_place_is_burnt() -> None:
