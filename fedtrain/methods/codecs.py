@@ -1,4 +1,7 @@
-"""Float32 values to bytes and back: one interface, four codecs, the same bits on every machine.
+"""Float32 values to bytes and back: one interface, the same bits on every machine.
+
+`CODECS` holds the codecs that have a name; those of `summable`, whose integers may be added up under
+masks, carry their parameters in theirs (`fixed12s11`). `codec` finds both.
 
 A vector's encoding is the concatenation of its chunks' encodings (4096 elements each, the last
 one perhaps shorter). So any range that starts at a chunk is decodable by itself, and its place is
@@ -13,7 +16,6 @@ back by the sender: a = e + Delta; send encode(a); e <- a - decode(encode(a)).
 from __future__ import annotations
 
 import hashlib
-import threading
 from typing import Protocol
 
 import numpy as np
@@ -21,10 +23,19 @@ from numpy.typing import NDArray
 
 from fedtrain.core import canonical
 from fedtrain.errors import BadUpdate, LocalError
+from fedtrain.methods.slabs import (
+    SLAB_CHUNKS,
+    VALUE_MAX,
+    chances,
+    check_encodable,
+    checked_octets,
+    not_encodable,
+    scratch,
+    seed_keys,
+    slabs,
+)
+from fedtrain.methods.summable import PATTERNS, parameterised
 from fedtrain.methods.vectors import CHUNK_ELEMENTS, Floats, Octets, chunk_count, square_sums, unknown_name
-
-VALUE_MAX = 2.0**126
-"""No codec encodes a larger magnitude: 127 steps of `int8` and rounding up in `bfloat16` stay finite."""
 
 FLOAT16_MAX = 65504.0
 STEP_MIN = 2.0**-100
@@ -33,18 +44,15 @@ PER_127 = np.float32(1) / np.float32(127)
 FIXED_ONE = 2.0**24 - 8
 """One in the fixed point of `int8`, units of 2^-24, less 2^-21 of itself; see there."""
 
-# The counter hash's odd multipliers: the golden ratio's for the Weyl sequence, then the first one
-# of MurmurHash3's finaliser (Austin Appleby, public domain). The last one is the block's own key.
-HASH_STEP = 0x9E3779B1
-HASH_MIX = 0x85EBCA6B
-
-_SLAB_CHUNKS = 16  # 16 chunks are 256 KiB: the temporaries of one pass stay in a core's own cache
-
 
 class Codec(Protocol):
-    """What every row of `CODECS` offers. All methods are pure and safe in threads."""
+    """What every codec offers. All methods are pure and safe in threads.
+
+    `summable` codecs add those of `summable.Summable`.
+    """
 
     name: str
+    summable: bool
 
     def encoded_bytes(self, num_elements: int) -> int:
         """Exact size of the encoding of `num_elements` values."""
@@ -68,9 +76,15 @@ class Codec(Protocol):
 
 def codec(name: str) -> Codec:
     """The codec of this name; `ConfigError` names the valid ones and the nearest."""
-    if name not in CODECS:
-        raise unknown_name("codec", name, CODECS)
-    return CODECS[name]
+    row: Codec | None = CODECS.get(name) or parameterised(name)
+    if row is None:
+        raise unknown_name("codec", name, codec_names())
+    return row
+
+
+def codec_names() -> tuple[str, ...]:
+    """What may stand for a codec: all names of the table, and the patterns of those with parameters."""
+    return (*CODECS, *PATTERNS)
 
 
 def block_seed(run: str, seed: int, round_index: int, site: str, direction: str, block: int) -> bytes:
@@ -78,26 +92,29 @@ def block_seed(run: str, seed: int, round_index: int, site: str, direction: str,
 
     `direction` is "up" (a site's update) or "down" (a delta, with site ""). Attempt and time are
     left out on purpose: the repeated encoding of the same values must have the same bytes.
+
+    The first 16 bytes are the site's own, for rounding. The last 16 are the same at every site, for what
+    all must choose alike: those of the block's seed with site "".
     """
-    return hashlib.sha256(canonical.encode((run, seed, round_index, site, direction, block))).digest()
-
-
-def seed_keys(seed: bytes) -> tuple[int, int]:
-    """The two 32-bit keys of the counter hash: the first 8 bytes of the block's seed, little endian."""
-    return int.from_bytes(seed[:4], "little"), int.from_bytes(seed[4:8], "little")
+    own, shared = (
+        hashlib.sha256(canonical.encode((run, seed, round_index, name, direction, block))).digest()
+        for name in (site, "")
+    )
+    return own[:16] + shared[16:]
 
 
 class _PlainCodec:
     """Shared by the codecs whose elements are independent of one another."""
 
     name: str
+    summable = False
     element_bytes: int
 
     def encoded_bytes(self, num_elements: int) -> int:
         return self.element_bytes * num_elements
 
     def _target(self, values: Floats, out: Octets | None) -> Octets:
-        _check_encodable(values)
+        check_encodable(values)
         size = self.encoded_bytes(len(values))
         return np.empty(size, np.uint8) if out is None else out[:size]
 
@@ -130,9 +147,9 @@ class _BFloat16(_PlainCodec):
     def encode(self, values: Floats, seed: bytes, start: int = 0, out: Octets | None = None) -> Octets:
         target = self._target(values, out)
         halves = target.view("<u2")
-        for begin, part in _slabs(values):
+        for begin, part in slabs(values):
             bits = part.view(np.uint32)
-            odd = _scratch.words[: len(part)]
+            odd = scratch.words[: len(part)]
             np.right_shift(bits, 16, out=odd)
             np.bitwise_and(odd, 1, out=odd)
             np.add(odd, 0x7FFF, out=odd)
@@ -165,8 +182,8 @@ class _Float16(_PlainCodec):
     def encode(self, values: Floats, seed: bytes, start: int = 0, out: Octets | None = None) -> Octets:
         target = self._target(values, out)
         halves = target.view("<f2")
-        for begin, part in _slabs(values):
-            clamped = _scratch.floats[: len(part)]
+        for begin, part in slabs(values):
+            clamped = scratch.floats[: len(part)]
             np.clip(part, -FLOAT16_MAX, FLOAT16_MAX, out=clamped)
             np.copyto(halves[begin : begin + len(part)], clamped, casting="same_kind")
         return target
@@ -207,6 +224,7 @@ class _Int8:
     """
 
     name = "int8"
+    summable = False
 
     def encoded_bytes(self, num_elements: int) -> int:
         return 4 * chunk_count(num_elements) + num_elements
@@ -222,8 +240,8 @@ class _Int8:
             inverses *= np.float32(FIXED_ONE)
             encoded[:, :4] = steps.astype("<f4", copy=False).view(np.uint8)
             levels = encoded[:, 4:].view(np.int8)
-            for first in range(0, len(rows), _SLAB_CHUNKS):
-                slab = slice(first, first + _SLAB_CHUNKS)
+            for first in range(0, len(rows), SLAB_CHUNKS):
+                slab = slice(first, first + SLAB_CHUNKS)
                 index = start + begin + first * CHUNK_ELEMENTS
                 _int8_levels(rows[slab], inverses[slab], seed_keys(seed), index, levels[slab])
         return target
@@ -237,8 +255,8 @@ class _Int8:
                 raise BadUpdate("int8: a chunk's step is negative, not finite or out of range")
             if levels.min() == -128:
                 raise BadUpdate("int8: holds the byte -128, which no encoder writes")
-            for first in range(0, len(rows), _SLAB_CHUNKS):
-                slab = slice(first, first + _SLAB_CHUNKS)
+            for first in range(0, len(rows), SLAB_CHUNKS):
+                slab = slice(first, first + SLAB_CHUNKS)
                 np.copyto(rows[slab], levels[slab])
                 np.multiply(rows[slab], steps[slab], out=rows[slab])
 
@@ -258,44 +276,6 @@ class _Int8:
 CODECS: dict[str, Codec] = {row.name: row for row in (_Float32(), _BFloat16(), _Float16(), _Int8())}
 
 
-class _Scratch(threading.local):
-    """Temporaries of one slab, made once per thread: fresh memory would cost more than the work."""
-
-    def __init__(self) -> None:
-        elements = _SLAB_CHUNKS * CHUNK_ELEMENTS
-        self.floats = np.empty(elements, np.float32)
-        self.words = np.empty(elements, np.uint32)
-        self.shifted = np.empty(elements, np.uint32)
-
-
-_scratch = _Scratch()
-_WEYL = np.arange(_SLAB_CHUNKS * CHUNK_ELEMENTS, dtype=np.uint32) * np.uint32(HASH_STEP)
-
-
-def _slabs(values: Floats) -> list[tuple[int, Floats]]:
-    """(begin, view) of cache-sized parts; a last short chunk is a part of its own."""
-    full = len(values) // CHUNK_ELEMENTS * CHUNK_ELEMENTS
-    size = _SLAB_CHUNKS * CHUNK_ELEMENTS
-    parts = [(begin, values[begin : min(begin + size, full)]) for begin in range(0, full, size)]
-    if full < len(values):
-        parts.append((full, values[full:]))
-    return parts
-
-
-def _chances(keys: tuple[int, int], index: int, count: int) -> NDArray[np.int32]:
-    """(count,) `hash24` of the elements from `index` on, in this thread's scratch."""
-    words, shifted = _scratch.words[:count], _scratch.shifted[:count]
-    np.add(_WEYL[:count], np.uint32((index + keys[0]) * HASH_STEP & 0xFFFFFFFF), out=words)
-    np.right_shift(words, 16, out=shifted)
-    np.bitwise_xor(words, shifted, out=words)
-    np.multiply(words, np.uint32(HASH_MIX), out=words)
-    np.right_shift(words, 15, out=shifted)
-    np.bitwise_xor(words, shifted, out=words)
-    np.multiply(words, np.uint32(keys[1] | 1), out=words)
-    np.right_shift(words, 8, out=words)
-    return words.view(np.int32)
-
-
 def _int8_rows(values: Floats, octets: Octets) -> list[tuple[int, Floats, Octets]]:
     """(first element, chunks as rows, their encodings as rows); a last short chunk comes by itself."""
     full = len(values) // CHUNK_ELEMENTS
@@ -313,7 +293,7 @@ def _int8_steps(rows: Floats) -> Floats:
     """The step of each row, (rows, 1), 0 where it is too small."""
     absmax = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))
     if not np.all(absmax <= VALUE_MAX):
-        raise _not_encodable()
+        raise not_encodable()
     steps: Floats = absmax * PER_127
     steps[steps < STEP_MIN] = 0
     return steps
@@ -323,34 +303,20 @@ def _int8_levels(
     rows: Floats, inverses: Floats, keys: tuple[int, int], index: int, levels: NDArray[np.int8]
 ) -> None:
     """Fill `levels` for at most a slab of rows whose first element has this index in the block."""
-    scaled = _scratch.floats[: rows.size].reshape(rows.shape)
+    scaled = scratch.floats[: rows.size].reshape(rows.shape)
     np.multiply(rows, inverses, out=scaled)
-    chances = _chances(keys, index, rows.size).reshape(rows.shape)
-    fixed = _scratch.shifted[: rows.size].view(np.int32).reshape(rows.shape)
+    drawn = chances(keys, index, rows.size).reshape(rows.shape)
+    fixed = scratch.shifted[: rows.size].view(np.int32).reshape(rows.shape)
     np.copyto(fixed, scaled, casting="unsafe")
-    np.add(fixed, chances, out=fixed)
+    np.add(fixed, drawn, out=fixed)
     np.right_shift(fixed, 24, out=fixed)
     np.copyto(levels, fixed, casting="unsafe")
 
 
 def _checked(row: Codec, data: memoryview | bytes | Octets, out: Floats) -> Octets:
-    octets: NDArray[np.uint8] = np.frombuffer(data, np.uint8)
-    expected = row.encoded_bytes(len(out))
-    if len(octets) != expected:
-        raise BadUpdate(f"{row.name}: {len(octets)} bytes for {len(out)} values, {expected} are right")
-    return octets
-
-
-def _check_encodable(values: Floats) -> None:
-    for _, part in _slabs(values):
-        if not (part.max() <= VALUE_MAX and part.min() >= -VALUE_MAX):
-            raise _not_encodable()
+    return checked_octets(row.name, data, row.encoded_bytes(len(out)), len(out))
 
 
 def _check_finite(values: Floats) -> None:
     if not np.all(np.isfinite(square_sums(values))) and not np.all(np.isfinite(values)):
         raise BadUpdate("holds values that are not finite")
-
-
-def _not_encodable() -> BadUpdate:
-    return BadUpdate("values to encode are not finite or beyond 2^126: the training diverged")

@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from fedtrain.core import canonical
 from fedtrain.core.orders import DIGEST, NAME
-from fedtrain.errors import BadUpdate, ConfigError, LocalError, RemoteError
+from fedtrain.errors import BadUpdate, LocalError
 from fedtrain.methods.codecs import Codec, codec
 from fedtrain.methods.files import (
     StrPath,
@@ -34,11 +33,11 @@ from fedtrain.methods.files import (
     read_exactly,
     write_exactly,
 )
+from fedtrain.methods.headed import HEADER_BYTES_MAX as HEADER_BYTES_MAX, opening, read_opening
 from fedtrain.methods.layout import ELEMENTS_MAX
 from fedtrain.methods.vectors import CHUNK_ELEMENTS, Floats, Octets, norm_of, square_sums
 
 MAGIC = b"FTUPD1\n\0"
-HEADER_BYTES_MAX = 64 << 10
 BLOCK_ELEMENTS_MAX = 1 << 24
 _COUNT_MAX = 10**9
 _INSPECT_ELEMENTS = 1 << 18
@@ -54,7 +53,7 @@ class UpdateHeader:
         direction: "up" for an update, "down" for a delta.
         base_version: version of the public model that it starts from.
         layout_digest: of the layout of its flat vector.
-        codec: a name in `CODECS`.
+        codec: a name that `codecs.codec` knows.
         block_elements: elements per block, a multiple of 4096.
         num_elements: length of the flat vector.
         clip_norm: the L2 norm that the site clipped to, None if it did not.
@@ -182,19 +181,24 @@ class UpdateReader:
 
         `start + n` is a multiple of 4096 too, or the vector's end.
         """
-        stop = start + len(out)
-        if start % CHUNK_ELEMENTS or (stop % CHUNK_ELEMENTS and stop != self.header.num_elements):
-            raise LocalError(f"the range {start} to {stop} does not lie on chunks of {CHUNK_ELEMENTS}")
-        if stop > self.header.num_elements:
-            raise LocalError(f"the range {start} to {stop} of an update of {self.header.num_elements}")
-        encoded = scratch[: self._codec.encoded_bytes(len(out))]
-        read_exactly(self._descriptor, encoded, self._data_offset + self._codec.encoded_bytes(start))
+        encoded = self.encoded_range(start, len(out), scratch)
         try:
             self._codec.decode(encoded, out)
         except BadUpdate as error:
             block = start // self.header.block_elements
             raise BadUpdate(f"{_whose(self.header)}, block {block}: {error}") from error
         return out
+
+    def encoded_range(self, start: int, count: int, scratch: Octets) -> Octets:
+        """The bytes of `count` elements from `start`, cut as for `decode_range`, in front of `scratch`."""
+        stop = start + count
+        if start % CHUNK_ELEMENTS or (stop % CHUNK_ELEMENTS and stop != self.header.num_elements):
+            raise LocalError(f"the range {start} to {stop} does not lie on chunks of {CHUNK_ELEMENTS}")
+        if stop > self.header.num_elements:
+            raise LocalError(f"the range {start} to {stop} of an update of {self.header.num_elements}")
+        encoded = scratch[: self._codec.encoded_bytes(count)]
+        read_exactly(self._descriptor, encoded, self._data_offset + self._codec.encoded_bytes(start))
+        return encoded
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -252,34 +256,16 @@ def _whose(header: UpdateHeader) -> str:
 
 
 def _prefix(header: UpdateHeader) -> bytes:
-    text = canonical.encode(header)
-    return MAGIC + len(text).to_bytes(4, "little") + text
+    return opening(MAGIC, header)
 
 
 def _read_header(descriptor: int, size_bytes: int) -> tuple[UpdateHeader, int]:
     """(header, byte at which the blocks begin) of a file whose size is exactly right."""
-    fixed = bytearray(len(MAGIC) + 4)
-    if size_bytes < len(fixed):
-        raise BadUpdate(f"update: {size_bytes} bytes are no update file")
-    read_exactly(descriptor, fixed, 0)
-    if fixed[: len(MAGIC)] != MAGIC:
-        raise BadUpdate("update: does not begin as an update file does")
-    length = int.from_bytes(fixed[len(MAGIC) :], "little")
-    if length > min(HEADER_BYTES_MAX, size_bytes - len(fixed)):
-        raise BadUpdate(f"update: a header of {length} bytes in a file of {size_bytes}")
-    text = bytearray(length)
-    read_exactly(descriptor, text, len(fixed))
-    try:
-        header = canonical.decode(UpdateHeader, bytes(text))
-        _check(header)
-    except (ConfigError, RemoteError) as error:
-        raise BadUpdate(f"update: its header is not acceptable: {str(error)[:200]}") from error
-    if canonical.encode(header) != text:
-        raise BadUpdate("update: its header is not canonical JSON")
+    header, data_offset = read_opening(descriptor, size_bytes, MAGIC, UpdateHeader, "update", _check)
     expected = expected_size(header)
     if size_bytes != expected:
         raise BadUpdate(f"{_whose(header)}: {size_bytes} bytes, its header implies {expected}")
-    return header, len(fixed) + length
+    return header, data_offset
 
 
 def _check(header: UpdateHeader) -> None:

@@ -10,7 +10,7 @@ from fedtrain.errors import BadUpdate, ConfigError, LocalError
 from fedtrain.methods.codecs import CODECS, STEP_MIN, block_seed, codec, seed_keys
 
 SEED = block_seed("run-1", 7, 3, "reference", "up", 0)
-NAMES = sorted(CODECS)
+NAMES = [*sorted(CODECS), "fixed8s6", "fixed12s11", "fixed16s12", "fixed24s20", "randk8s11k10"]
 LENGTHS = st.sampled_from([1, 2, 4095, 4096, 4097, 3 * 4096, 70_001])
 
 
@@ -207,12 +207,15 @@ def test_float16_clamps_to_the_largest() -> None:
 
 
 def test_seeds_depend_on_every_part() -> None:
-    """Run, seed, round, site, direction and block each change a block's seed."""
+    """Run, seed, round, site, direction and block each change a block's seed; the end is all sites'."""
     parts = [("run", 1, 2, "s", "up", 3), ("run2", 1, 2, "s", "up", 3), ("run", 2, 2, "s", "up", 3)]
     parts += [("run", 1, 3, "s", "up", 3), ("run", 1, 2, "t", "up", 3), ("run", 1, 2, "s", "down", 3)]
     parts += [("run", 1, 2, "s", "up", 4)]
     assert len({block_seed(*part) for part in parts}) == len(parts)
-    assert block_seed("r", 1, 2, "s", "up", 3) == hashlib.sha256(b'["r",1,2,"s","up",3]').digest()
+    own = hashlib.sha256(b'["r",1,2,"s","up",3]').digest()
+    shared = hashlib.sha256(b'["r",1,2,"","up",3]').digest()
+    assert block_seed("r", 1, 2, "s", "up", 3) == own[:16] + shared[16:]
+    assert block_seed("r", 1, 2, "", "up", 3) == shared
 
 
 def test_int8_chance_is_uniform_and_differs_between_blocks() -> None:
@@ -227,7 +230,9 @@ def test_int8_chance_is_uniform_and_differs_between_blocks() -> None:
 
 def test_unknown_codecs_are_named_with_the_nearest() -> None:
     """The error lists the valid names and proposes the one that was meant."""
-    with pytest.raises(ConfigError, match=r"bfloat16, float16, float32, int8.*'int8'"):
+    with pytest.raises(
+        ConfigError, match=r"bfloat16, fixed<bits>s<exp>, float16, float32, int8, randk8.*'int8'"
+    ):
         codec("int-8")
 
 
