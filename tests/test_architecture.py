@@ -47,14 +47,14 @@ ROOMS = {
     "trust": room("core errors", "cryptography"),
     "storage": room("core errors", "inotify_simple"),
     # The trainer knows nothing of rounds: only the mailbox tells it what to do.
-    "trainer": room("methods storage.mailbox storage.watching errors", "torch opacus safetensors numpy yaml"),
+    "trainer": room("methods storage.mailbox storage.watching errors", "torch opacus cryptography safetensors numpy yaml"),
     "swarm": room("core methods errors", "hivemind torch"),
     "sim": room("core methods errors", "numpy"),
     "coordinator": room(FLOORS_0_TO_3, "grpc uvloop"),
     "peer": room(FLOORS_0_TO_3, "grpc uvloop"),
     "report": room(FLOORS_0_TO_3),
     "config": room("errors core methods", "pydantic pydantic_core yaml"),
-    "cli": room(f"{FLOORS_0_TO_3} trainer sim coordinator peer report config", "typer rich"),
+    "cli": room(f"{FLOORS_0_TO_3} trainer sim coordinator peer report config", "typer rich matplotlib"),
 }
 
 NOT_IN_CORE = frozenset(

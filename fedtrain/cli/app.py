@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedtrain import __version__
-from fedtrain.cli import audit, consent, coordinator, demo, egress, model, peer, run, site
+from fedtrain.cli import audit, consent, coordinator, demo, egress, ledger, model, peer, privacy, run, site
 
 app = typer.Typer(
     name="fedtrain",
@@ -46,4 +46,6 @@ app.add_typer(peer.trainer, name="trainer", help="A site's trainer.")
 app.add_typer(run.app, name="run", help="Start runs, follow them, and steer them.")
 app.add_typer(model.app, name="model", help="Published models.")
 app.add_typer(egress.app, name="egress", help="What left this site, and what waits for a word to leave.")
+app.add_typer(ledger.app, name="ledger", help="Privacy spent and left at this site, per data set.")
+app.add_typer(privacy.app, name="privacy", help="Attacks on what a run promises, before it runs.")
 app.add_typer(audit.app, name="audit", help="Journals: what happened, and whether that is the truth.")
