@@ -47,7 +47,10 @@ ROOMS = {
     "trust": room("core errors", "cryptography"),
     "storage": room("core errors", "inotify_simple"),
     # The trainer knows nothing of rounds: only the mailbox tells it what to do.
-    "trainer": room("methods storage.mailbox storage.watching errors", "torch opacus cryptography safetensors numpy yaml"),
+    "trainer": room(
+        "methods storage.mailbox storage.watching errors",
+        "torch opacus sklearn cryptography safetensors numpy yaml",
+    ),
     "swarm": room("core methods errors", "hivemind torch"),
     "sim": room("core methods errors", "numpy"),
     "coordinator": room(FLOORS_0_TO_3, "grpc uvloop"),

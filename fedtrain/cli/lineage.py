@@ -169,6 +169,8 @@ def card(signed: SignedLineage) -> str:
         *_table(("site", "update", "weight", "steps", "norm", "contract"), _contributions(made)),
         "## Terms",
         *_list(_terms(made)),
+        "## Privacy",
+        *_privacy(made),
         "## How to verify this card",
         *_list(_proof(signed)),
         "Weights are tokens or examples, as the sites stated and signed them. The lineage statement says "
@@ -217,9 +219,34 @@ def _terms(made: Lineage) -> Iterator[tuple[str, object]]:
     terms = _mapping(_task(made).get("terms"))
     yield "use", terms.get("use") or "non-economic"
     yield "licence", terms.get("licence") or "not stated"
-    privacy = _mapping(terms.get("privacy"))
-    said = ", ".join(f"{name} {value}" for name, value in sorted(privacy.items()))
-    yield "privacy that the run promises", said or "none"
+
+
+def _privacy(made: Lineage) -> list[str]:
+    """Per site: unit, mechanism, epsilon at delta by two accountants; then assumptions and side channels."""
+    from fedtrain.core.disclosure import disclosure
+
+    told = disclosure(made.configuration.task, made.charges)
+    columns = ("site", "unit", "epsilon (PLD)", "epsilon (RDP)", "delta", "mechanism", "note")
+    rows = (
+        (
+            line["site"],
+            line["unit"],
+            f"{line['epsilon_pld']:.4g}",
+            f"{line['epsilon_rdp']:.4g}",
+            f"{line['delta']:g}",
+            line["mechanism"],
+            line["note"] or "-",
+        )
+        for line in told["spent"]
+    )
+    parts: list[str] = []
+    if told["promised"]:
+        parts += _list(iter([("promised", json_format.dumps(told["promised"], sort_keys=True))]))
+        parts += _table(columns, rows) if told["spent"] else ["No site has told of a charge.", ""]
+    parts += _list(("assumed", sentence) for sentence in told["assumptions"])
+    if told["side_channels"]:
+        parts += _list(("not hidden", sentence) for sentence in told["side_channels"])
+    return parts
 
 
 def _proof(signed: SignedLineage) -> Iterator[tuple[str, object]]:

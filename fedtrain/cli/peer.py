@@ -128,7 +128,7 @@ def _settings(folder: Path, config: PeerConfig) -> AgentSettings:
         data_files={
             name: dataset.files(folder.resolve()) for name, dataset in sorted(config.datasets.items())
         },
-        unenforced=config.unenforced(),
+        ledger=Path(config.ledger) if config.ledger else None,
     )
 
 

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from fedtrain.config.section import Section, SizeBytes, Text, Texts, Word, Words, fault, word_form
-from fedtrain.core.contract import Approval, Contract, Hours, Models, Require, Rights
+from fedtrain.config.section import Name, Section, SizeBytes, Text, Texts, Word, Words, fault, word_form
+from fedtrain.core.contract import Approval, Budget, Contract, Hours, Models, Require, Rights
 from fedtrain.core.orders import DIGEST
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]|24(?=:00)):([0-5]\d) (\S{1,64})")
@@ -45,8 +45,18 @@ def _layout(value: object) -> object:
     return value
 
 
+def _public_key(value: object) -> object:
+    if isinstance(value, str) and DIGEST.fullmatch(value) is None:
+        raise fault(
+            f"found {value!r}, but a message key is 64 hexadecimal digits, as `fedtrain site show` tells it"
+        )
+    return value
+
+
 Grant = Annotated[bool | tuple[str, ...], BeforeValidator(_grant)]
 """true or false for every task, or the tasks that it holds for."""
+
+PublicKey = Annotated[str, BeforeValidator(_public_key)]
 
 Layouts = Annotated[tuple[Annotated[str, BeforeValidator(_layout)], ...], Field(strict=False)]
 
@@ -87,7 +97,7 @@ class RequireSection(Section):
 
     masked: bool = False
     epsilon_max: Positive | None = None
-    unit: Literal["", "record", "group"] = ""
+    unit: Literal["", "record", "group", "site"] = ""
 
 
 class ContractSection(Section):
@@ -106,8 +116,9 @@ class ContractSection(Section):
     use: Literal["economic", "non-economic"] = "non-economic"
     licences: Texts = ()
     approval: Literal["automatic", "manual", "hold"] = "automatic"
+    partners: dict[Name, PublicKey] = Field(default_factory=dict)
 
-    def terms(self, datasets: dict[str, Rights]) -> Contract:
+    def terms(self, datasets: dict[str, Rights], budgets: dict[str, Budget]) -> Contract:
         """In the core's terms."""
         return Contract(
             runs=self.runs,
@@ -124,6 +135,8 @@ class ContractSection(Section):
             licences=self.licences,
             require=Require(self.require.masked, self.require.epsilon_max, self.require.unit),
             approval=Approval(self.approval),
+            budgets=budgets,
+            partners=self.partners,
         )
 
 

@@ -1,8 +1,6 @@
 """A site: `peer.yaml`. What the owner of the data declares, and what the agent holds orders against.
 
-A clause that this version cannot enforce is listed by `unenforced`, which the agent prints at start:
-nobody may believe in a protection that is not there. What a site requires and this version cannot give
-(`require.masked`) is no such clause: the site then refuses every run.
+Every clause is enforced: one that this version does not know is refused with its line.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from fedtrain.config.contract import ContractSection, Positive, RightsSection
 from fedtrain.config.document import read_document
+from fedtrain.config.privacy import Delta
 from fedtrain.config.section import (
     Address,
     Name,
@@ -25,9 +24,10 @@ from fedtrain.config.section import (
     fault,
     validate,
 )
-from fedtrain.core.contract import Contract
+from fedtrain.core.contract import Budget, Contract
 from fedtrain.errors import ConfigError
 
+LEDGER_FILE = "ledger.sqlite"
 LIBRARY_FORMAT = "python-library"
 """The one format whose paths are names of modules."""
 
@@ -74,11 +74,11 @@ class TrainerSection(Section):
 
 
 class DatasetPrivacySection(Section):
-    """The owner's lifetime budget for a data set."""
+    """The owner's lifetime budget for a data set, over all runs and consortia."""
 
-    unit: Literal["record", "group"] = "record"
+    unit: Literal["record", "group", "site"] = "record"
     epsilon_max: Positive
-    delta: float = Field(gt=0, lt=1)
+    delta: Delta
 
 
 class DatasetSection(Section):
@@ -106,13 +106,18 @@ class EnergySection(Section):
 
 
 class PeerConfig(Section):
-    """A whole site, as written in its file. `state` and `mailbox` are resolved by `load_peer`."""
+    """A whole site, as written in its file. Its folders and the ledger are resolved by `load_peer`.
+
+    `ledger`: where the privacy of the data sets is accounted for; agents of one site for several consortia
+    name one file.
+    """
 
     site: Name
     coordinator: Address
     proxy: Address | None = None
     state: Text = "state"
     mailbox: Text = "mailbox"
+    ledger: Text | None = None
     trainer: TrainerSection = TrainerSection()
     datasets: dict[Word, DatasetSection] = Field(default_factory=dict)
     contract: ContractSection = ContractSection()
@@ -121,15 +126,12 @@ class PeerConfig(Section):
     def terms(self) -> Contract:
         """The clauses that the agent holds every order against."""
         rights = {name: dataset.rights.terms() for name, dataset in self.datasets.items()}
-        return self.contract.terms(rights)
-
-    def unenforced(self) -> tuple[str, ...]:
-        """Clauses of this file that this version of the agent does not enforce, each in one sentence."""
-        return tuple(
-            f"datasets.{name}.privacy: no privacy budget is kept in this version"
-            for name, dataset in sorted(self.datasets.items())
+        budgets = {
+            name: Budget(dataset.privacy.unit, dataset.privacy.epsilon_max, dataset.privacy.delta)
+            for name, dataset in self.datasets.items()
             if dataset.privacy is not None
-        )
+        }
+        return self.contract.terms(rights, budgets)
 
 
 def load_peer(path: str | Path) -> PeerConfig:
@@ -148,4 +150,11 @@ def load_peer(path: str | Path) -> PeerConfig:
             file=document.place(("mailbox",)),
             key="mailbox",
         )
-    return config.model_copy(update={"state": str(state), "mailbox": str(mailbox)})
+    ledger = Path(os.path.normpath(folder / config.ledger)) if config.ledger else state / LEDGER_FILE
+    if mailbox in ledger.parents:
+        raise ConfigError(
+            f"the ledger ({ledger}) must not lie in the mailbox, because the trainer could write to it",
+            file=document.place(("ledger",)),
+            key="ledger",
+        )
+    return config.model_copy(update={"state": str(state), "mailbox": str(mailbox), "ledger": str(ledger)})

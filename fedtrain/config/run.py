@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fedtrain.config.document import read_document
+from fedtrain.config.privacy import PrivacySection, known_codec, summable_codec
 from fedtrain.config.section import AllOrNames, Name, Seconds, Section, Text, Word, fault, nearest, validate
 from fedtrain.core import canonical
+from fedtrain.core.masks import SITES_MIN
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.core.terms import LICENCE_UNSTATED
 
@@ -106,9 +108,7 @@ class CodecSection(Section):
     @field_validator("up", "down")
     @classmethod
     def _exists(cls, value: str) -> str:
-        from fedtrain.methods.codecs import CODECS
-
-        return _available(value, CODECS)
+        return known_codec(value)
 
 
 class OuterSection(Section):
@@ -172,19 +172,6 @@ class AggregateSection(Section):
         return _available(value, AGGREGATORS)
 
 
-class PrivacySection(Section):
-    """Empty in this version: `privacy: {}`. Anything in it is refused, so nobody trains in false safety."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys_only(cls, value: Any) -> Any:
-        for key in value if isinstance(value, dict) else ():
-            raise fault(
-                "privacy mechanisms are not available in this version; valid here: `privacy: {}`", key
-            )
-        return value
-
-
 class EvaluateSection(Section):
     """Measure the public model on held-out data every so many rounds; 0 for only at the end."""
 
@@ -227,6 +214,29 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _privacy_fits(self) -> RunConfig:
+        """Summing under masks and judging single updates exclude each other; never both are claimed."""
+        self.privacy.terms(self.rounds.count, self.rounds.steps)
+        if self.privacy.masked is None:
+            return self
+        summable_codec(self.codec_up)
+        if self.aggregate.name != "mean":
+            raise fault("under masks (privacy.masked) only the mean can be had: `mean`", "aggregate", "name")
+        if self.sites.minimum < SITES_MIN:
+            raise fault(
+                f"found {self.sites.minimum}, but a sum under masks needs {SITES_MIN} sites: that of two"
+                " tells each the other's part",
+                "sites",
+                "minimum",
+            )
+        return self
+
+    @property
+    def codec_up(self) -> str:
+        """The uplink's codec, with its parameters."""
+        return self.privacy.codec(self.codec.up, self.rounds.count, self.sites.minimum)
+
     @property
     def quorum(self) -> int:
         """Fewest contributions that close a round."""
@@ -239,11 +249,13 @@ class RunConfig(Section):
         task = self.task.model_dump()
         if not self.task.access:
             del task["access"]
-        terms: dict[str, str] = {}
+        terms: dict[str, Any] = {}
         if self.use != "non-economic":
             terms["use"] = self.use
         if self.licence != LICENCE_UNSTATED:
             terms["licence"] = self.licence
+        if privacy := self.privacy.plain(self.rounds.count, self.rounds.steps):
+            terms["privacy"] = privacy
         return {**task, "terms": terms} if terms else task
 
     def spec(self) -> RunSpec:
@@ -266,7 +278,7 @@ class RunConfig(Section):
             outer=self.outer.name,
             outer_params=self.outer.params(),
             outer_warmup_rounds=self.outer.warmup_rounds,
-            codec_up=self.codec.up,
+            codec_up=self.codec_up,
             codec_down=self.codec.down,
             aggregator=self.aggregate.name,
             norm_max=self.aggregate.norm_max,

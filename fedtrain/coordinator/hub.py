@@ -30,7 +30,7 @@ from fedtrain.storage.chain import SignedHead, head_message
 from fedtrain.storage.journal import Journal
 from fedtrain.storage.snapshots import Snapshots
 from fedtrain.trust.folders import CoordinatorKeys
-from fedtrain.trust.statements import sign_head
+from fedtrain.trust.statements import said, sign, sign_head
 
 _log = logging.getLogger(__name__)
 
@@ -112,13 +112,14 @@ class Hub:
                 self.pulse.hear(site)
         self._start(self.pulse.run())
 
-    def submit_soon(self, event: ev.Event) -> None:
+    def submit_soon(self, event: ev.Event, within_s: float = SOON_S) -> None:
         """Submit with the next event, or in a moment: for news that nobody waits for.
 
-        A round has a consent per site; each on its own would be a sync of the disk.
+        A round has a consent per site; each on its own would be a sync of the disk. Within 0 s is with all
+        that has come while the disk was busy with what came before.
         """
-        if not self._soon:
-            asyncio.get_running_loop().call_later(SOON_S, self._submit_rest)
+        if not self._soon or not within_s:
+            asyncio.get_running_loop().call_later(within_s, self._submit_rest)
         self._soon.append(event)
 
     async def submit_together(self, event: ev.Event) -> None:
@@ -200,6 +201,12 @@ class Hub:
     def _cancel(self, effect: fx.Cancel) -> None:
         self.pulse.settle(effect.site, effect.order)
         self.send(effect.site, msg.Cancellation(effect.order, effect.reason))
+
+    def _speak(self, effect: fx.Speak) -> None:
+        consortium = self.keys.membership.consortium
+        statement = said(consortium, effect.site, effect.topic, effect.order, effect.document)
+        signature = sign(statement, self.keys.message_key).hex()
+        self.send(effect.site, msg.Statement(effect.topic, effect.order, effect.document, signature))
 
     def _acknowledge(self, effect: fx.Acknowledge) -> None:
         self.pulse.settle(effect.site, effect.order)
@@ -349,6 +356,7 @@ class _Needed:
 _PERFORM: dict[type[fx.Effect], Callable[[Hub, Any], Awaitable[None] | None]] = {
     fx.Invite: Hub._invite,
     fx.Cancel: Hub._cancel,
+    fx.Speak: Hub._speak,
     fx.Acknowledge: Hub._acknowledge,
     fx.SetTimer: Hub._set_timer,
     fx.Aggregate: Hub._aggregate,

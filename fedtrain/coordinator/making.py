@@ -19,7 +19,7 @@ from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.advance import standing_effects
 from fedtrain.core.rollback import NO_ATTEMPT
 from fedtrain.core.state import State
-from fedtrain.errors import FedtrainError
+from fedtrain.errors import BadUpdate, FedtrainError
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,11 @@ class Making:
                     run = office.state.runs[effect.run]
                     made = await asyncio.to_thread(office.versions.make, run, effect, hold)
                 except (FedtrainError, MemoryError) as error:
-                    self._failed(effect, effect.attempt, f"round {effect.round} cannot be aggregated", error)
+                    if effect.masks is not None and isinstance(error, BadUpdate):
+                        self._refused(effect, error)
+                    else:
+                        what = f"round {effect.round} cannot be aggregated"
+                        self._failed(effect, effect.attempt, what, error)
                     return
                 if self._wanted(effect):
                     office.submit(ev.RoundAggregated(office.clock.now_ms(), *place, **vars(made)))
@@ -112,6 +116,14 @@ class Making:
         _log.error("%s: %s: %s", effect.run, what, reason)
         now_ms = self._office.clock.now_ms()
         self._office.submit(ev.AggregationFailed(now_ms, effect.run, effect.round, attempt, reason))
+
+    def _refused(self, effect: fx.Aggregate, error: BadUpdate) -> None:
+        """Whose fault it was cannot be told from a sum: nothing is released, and the round begins anew."""
+        _log.error("%s: the sum of round %d is refused: %s", effect.run, effect.round, error)
+        if self._wanted(effect):
+            now_ms = self._office.clock.now_ms()
+            refused = ev.SumRefused(now_ms, effect.run, effect.round, effect.attempt, str(error))
+            self._office.submit(refused)
 
     def _ask_again(self, effect: fx.Aggregate, damaged: dict[str, str]) -> None:
         """Updates that the disk has lost are asked for again; nothing is aggregated without them."""

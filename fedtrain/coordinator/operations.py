@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fedtrain.coordinator import views
+from fedtrain.coordinator import privacy_plan, views
 from fedtrain.coordinator.hub import Hub
 from fedtrain.coordinator.sessions import Sessions
 from fedtrain.coordinator.versions import file_digest
@@ -62,8 +62,10 @@ class Operations:
             if site in named
         }
         accepting = sum(1 for answer in answers if answer["answer"] == "accepts")
+        privacy = await asyncio.to_thread(privacy_plan.plan, spec, len(sites))
         return {
             "run": spec.run,
+            **({"privacy": privacy} if privacy else {}),
             "sites": dict(sorted({**dict(zip(sites, answers, strict=True)), **quarantined}.items())),
             "accepting": accepting,
             "needed": max(spec.minimum, spec.quorum),

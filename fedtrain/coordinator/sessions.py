@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import fedtrain
-from fedtrain.coordinator.hub import Hub
-from fedtrain.coordinator.testimony import ROSTERS_SINCE, Rosters, Testimony
+from fedtrain.coordinator.hub import SOON_S, Hub
+from fedtrain.coordinator.testimony import ROSTERS_SINCE, STATEMENTS_SINCE, Rosters, Testimony
 from fedtrain.core import events as ev, messages as msg, uploads
 from fedtrain.core.allowance import ATTACHES, Allowance, spend
 from fedtrain.core.orders import Order, parse_order_id
@@ -95,9 +95,11 @@ class Sessions:
     def send(self, site: str, message: msg.ToPeer | FedtrainError) -> None:
         """Queue a message for a site, or the error that ends its session; nothing while it is away."""
         conversation = self._open.get(site)
-        if conversation is not None:
-            if isinstance(message, (msg.Invitation, msg.Inquiry)):
-                self._tell_roster(conversation)
+        if conversation is None:
+            return
+        if isinstance(message, (msg.Invitation, msg.Inquiry)):
+            self._tell_roster(conversation)
+        if not isinstance(message, msg.Statement) or conversation.protocol >= STATEMENTS_SINCE:
             conversation.put(message)
 
     def _tell_roster(self, conversation: Conversation) -> None:
@@ -250,6 +252,9 @@ class Sessions:
                 self._check_owner(site, message.order)
                 self._hub.pulse.settle(site, message.order)
                 self._tell(ev.EvaluationStored(now_ms, message.order, message.loss, message.count))
+            case msg.Statement():
+                self._check_owner(site, message.order)
+                self._tell(self._testimony.said(site, message, now_ms), within_s=0)
             case msg.Answer():
                 waiting = self._answers.get((site, message.inquiry))
                 if waiting is not None and not waiting.done():
@@ -260,17 +265,17 @@ class Sessions:
             case msg.Hello():
                 raise RemoteError("a session has one hello")
 
-    def _tell(self, event: ev.Event, *, soon: bool = False) -> None:
+    def _tell(self, event: ev.Event, *, within_s: float | None = None) -> None:
         """Submit what a site says, unless nothing follows from it: what is said twice, or of an order that
         is over, is no row of the journal."""
         state = self._hub.state
         after, _ = step(state, event)
         if replace(state, now_ms=after.now_ms) == after:
             return
-        if soon:
-            self._hub.submit_soon(event)
-        else:
+        if within_s is None:
             self._hub.submit(event)
+        else:
+            self._hub.submit_soon(event, within_s)
 
     def _consent(self, site: str, message: msg.Consent | msg.Agreement, now_ms: int) -> None:
         """A contract's answer, held against the signature before it is journaled."""
@@ -279,7 +284,7 @@ class Sessions:
             return  # the round is over; its answer means nothing any more
         answer = self._testimony.answered(site, message, order, now_ms)
         if isinstance(answer, ev.ConsentGiven):
-            self._tell(answer, soon=True)
+            self._tell(answer, within_s=SOON_S)
         else:
             _log.info("%s refuses %s: %s", site, order.id, "; ".join(message.reasons))
             self._hub.pulse.settle(site, order.id)

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedtrain.coordinator.hub import Hub
+from fedtrain.coordinator.unmasking import check_advert
 from fedtrain.core import canonical, events as ev, messages as msg
 from fedtrain.core.allowance import ATTACHES, Allowance, spend
 from fedtrain.core.cohort import roster
+from fedtrain.core.masks import Advert
 from fedtrain.core.orders import Order
 from fedtrain.core.state import ENDED, Member
 from fedtrain.errors import BusyError
 from fedtrain.trust import statements
 
-ROSTERS_SINCE = (1, 1)
-"""The protocol that knows this message."""
+ROSTERS_SINCE = STATEMENTS_SINCE = (1, 1)
+"""The protocol that knows these messages."""
 
 
 class Testimony:
@@ -64,6 +66,19 @@ class Testimony:
         if in_this_session and excluded is not None and excluded.reason.startswith("consent withdrawn"):
             return None
         return ev.ConsentWithdrawn(now_ms, site, message.run, message.reason, message.signature)
+
+    def said(self, site: str, message: msg.Statement, now_ms: int) -> ev.StatementHeard:
+        """A document on a topic of one of the site's orders. The keys of an advert are such that others can
+        use them: one that gave everybody the same secret would cost them their seats.
+        """
+        consortium = self._hub.keys.membership.consortium
+        statement = statements.said(consortium, site, message.topic, message.order, message.document)
+        self._verify(site, statement, message.signature, f"the {message.topic[:20]!r} for {message.order}")
+        if message.topic == "advert":
+            check_advert(canonical.decode(Advert, message.document))
+        return ev.StatementHeard(
+            now_ms, site, message.topic, message.order, message.document, message.signature
+        )
 
     def _spend(self, site: str) -> None:
         now_ms = self._hub.clock.monotonic_ms()

@@ -17,6 +17,7 @@ from dataclasses import replace
 from fedtrain.coordinator.hub import Hub
 from fedtrain.coordinator.intake import Incoming, Intake
 from fedtrain.coordinator.refusals import Refusals
+from fedtrain.coordinator.unmasking import check_masked_file, check_masked_size, masked_header
 from fedtrain.core import events as ev, messages as msg
 from fedtrain.core.cohort import expected_sites
 from fedtrain.core.conduct import implausible
@@ -180,8 +181,12 @@ class Transfers:
             if not 0 < size_bytes <= MODEL_BYTES_MAX:
                 raise BadUpdate(f"an initial model of {size_bytes} bytes is not accepted")
             return
-        model = self._hub.state.runs[order.run].model
+        run = self._hub.state.runs[order.run]
+        model, header = run.model, masked_header(run, order)
         assert model is not None, "a training order has a model"
+        if header is not None:
+            check_masked_size(header, size_bytes)
+            return
         payload = codec(order.codec).encoded_bytes(model.num_elements)
         if not payload < size_bytes <= payload + HEADER_BYTES_MAX:
             raise BadUpdate(
@@ -317,8 +322,7 @@ class Transfers:
             raise BadUpdate(f"{order.id} claims a weight of {commit.weight}; 1 to {WEIGHT_MAX} is valid")
         if fault := implausible(self._hub.state.declared.get(order.site), order, commit.weight, commit.steps):
             raise BadUpdate(f"{order.id} is not credible: {fault}")
-        facts = self._facts(order)
-        norm = await asyncio.to_thread(inspect, self._hub.blobs.path(commit.digest), facts)
+        norm = await self._norm(order, commit)
         return ev.UpdateStored(
             at_ms=self._hub.clock.now_ms(),
             order=order.id,
@@ -333,6 +337,15 @@ class Transfers:
             seconds=commit.seconds,
             signature=commit.signature,
         )
+
+    async def _norm(self, order: Order, commit: msg.Commit) -> float:
+        """Of an update, after a look at all of it; a masked one has none that anybody could know."""
+        path = self._hub.blobs.path(commit.digest)
+        header = masked_header(self._hub.state.runs[order.run], order)
+        if header is None:
+            return await asyncio.to_thread(inspect, path, self._facts(order))
+        await asyncio.to_thread(check_masked_file, path, header, commit)
+        return 0.0
 
     def _facts(self, order: Order) -> UpdateFacts:
         model = self._hub.state.runs[order.run].model

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedtrain.coordinator import unmasking
 from fedtrain.core import effects as fx
 from fedtrain.core.rollback import digest_of, way_to
 from fedtrain.core.state import Link, RunState
@@ -32,6 +34,9 @@ EXACT = "exact.f32"
 STATE_FILES = "outer-*.f32"
 STEP_FILES = "step-*"
 SNAPSHOT = ".snapshot"
+BARE = ".bare"
+"""Folder of a draft with the mean of masked updates, for as long as it is needed."""
+
 SYNCS_AT_ONCE = 4
 THREADS = max(2, min(8, os.cpu_count() or 1))
 """For blocks of an aggregation; the result does not depend on it."""
@@ -106,29 +111,30 @@ class Versions:
         spec, model = run.spec, run.model
         assert model is not None, "a round aggregates onto a model"
         base = self._at(spec.run, effect.base_version)
-        self._check_space(base, model.num_elements)
+        self._check_space(base, model.num_elements * (2 if effect.masks else 1))
         draft = self._draft(spec.run, effect.base_version + 1)
-        result = aggregate(
-            Aggregation(
-                run=spec.run,
-                seed=spec.seed,
-                round_index=effect.round,
-                version=effect.base_version,
-                layout=Layout.from_json(model.layout),
-                contributions=tuple(self._contribution(item) for item in effect.contributions),
-                outer_name=effect.outer,
-                outer_params=spec.outer_params if effect.outer == spec.outer else {},
-                aggregator=spec.aggregator,
-                norm_max=spec.norm_max,
-                codec_down=spec.codec_down,
-                block_elements=spec.block_elements,
-                exact_path=base / EXACT,
-                public_path=base / PUBLIC,
-                state_dir_in=base,
-                target=draft,
-            ),
-            threads=THREADS,
-        )
+        with self._contributions(run, effect, draft) as contributions:
+            result = aggregate(
+                Aggregation(
+                    run=spec.run,
+                    seed=spec.seed,
+                    round_index=effect.round,
+                    version=effect.base_version,
+                    layout=Layout.from_json(model.layout),
+                    contributions=contributions,
+                    outer_name=effect.outer,
+                    outer_params=spec.outer_params if effect.outer == spec.outer else {},
+                    aggregator=spec.aggregator,
+                    norm_max=spec.norm_max,
+                    codec_down=spec.codec_down,
+                    block_elements=spec.block_elements,
+                    exact_path=base / EXACT,
+                    public_path=base / PUBLIC,
+                    state_dir_in=base,
+                    target=draft,
+                ),
+                threads=THREADS,
+            )
         hold(result.delta_digest)
         snapshot, snapshot_bytes = "", 0
         if effect.snapshot:
@@ -241,6 +247,23 @@ class Versions:
         with disk_errors(f"look at {base}"):
             base_bytes = sum(path.stat().st_size for path in base.iterdir())
         self._blobs.check_space(base_bytes + 2 * ELEMENT_BYTES * num_elements)
+
+    @contextmanager
+    def _contributions(
+        self, run: RunState, effect: fx.Aggregate, draft: Path
+    ) -> Iterator[tuple[Contribution, ...]]:
+        """What goes into the version: the updates; of masked ones their mean, gone when this is left."""
+        contributions = tuple(self._contribution(item) for item in effect.contributions)
+        if effect.masks is None:
+            yield contributions
+            return
+        bare = draft / BARE
+        try:
+            with disk_errors(f"make {bare}"):
+                make_folder(bare)
+            yield (unmasking.mean_of(run, effect, contributions, bare / unmasking.MEAN, THREADS),)
+        finally:
+            shutil.rmtree(bare, ignore_errors=True)
 
     def _contribution(self, item: fx.Contribution) -> Contribution:
         path = str(self._blobs.path(item.blob))

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedtrain.core.canonical import to_plain
 from fedtrain.core.cohort import expected_sites
+from fedtrain.core.disclosure import disclosure
 from fedtrain.core.orders import Progress
 from fedtrain.core.rollback import restorable
 from fedtrain.core.state import Member, OpenRound, RoundRecord, RunState, Seat, State
@@ -45,6 +46,7 @@ def run_view(state: State, run: RunState, progress: Mapping[str, Progress]) -> D
         "bytes_up": sum(record.bytes_up for record in published),
         "bytes_down": sum(record.bytes_down for record in published),
         "num_elements": run.model.num_elements if run.model else 0,
+        "privacy": disclosure(run.spec.task, run.charges),
         "spec": to_plain(run.spec),
     }
 

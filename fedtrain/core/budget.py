@@ -14,7 +14,7 @@ from fedtrain.core.privacy import SITE_UNIT
 from fedtrain.core.terms import Asked
 
 SERVED_BY = {
-    "record": ("record", "group", SITE_UNIT),
+    "record": ("record", SITE_UNIT),
     "group": ("group", SITE_UNIT),
     SITE_UNIT: (SITE_UNIT,),
 }

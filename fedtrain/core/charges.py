@@ -26,6 +26,9 @@ POISSON_GAUSSIAN, GAUSSIAN, DISCRETE_GAUSSIAN = KINDS = (
 CHARGE, LEDGER = "charge", "ledger"
 """Topics of statements: a site's account of a run, and the same handed back to it when it attaches."""
 
+EXACT = "exact"
+"""Accountant of Gaussians without sampling, whose epsilon has a closed form."""
+
 CLOSED = "closed"
 """Kind that stands for unknown spending, by which an owner closes a budget: it bounds nothing."""
 
@@ -99,8 +102,8 @@ class Claim:
 
     Attributes:
         unit, delta: what is protected, and at which delta the epsilons are.
-        epsilon_rdp, epsilon_pld: by two accountants. `pld_by` is `rdp` where the tight one had no answer
-            in time, as `note` says.
+        epsilon_rdp, epsilon_pld: by two accountants. `pld_by` is `exact` where there is a closed form, and
+            `rdp` where the tight one had no answer in time, as `note` says.
         mechanisms: what was charged, and how often each.
     """
 
@@ -216,12 +219,18 @@ def _core(mechanism: Mechanism | None) -> Mechanism | None:
 def serving(unit: str, charges: Sequence[Charge]) -> tuple[list[Mechanism], list[Charge]]:
     """What these charges cost one `unit`, and the charges that say nothing about it.
 
-    A group's mechanism bounds what each of its records costs. A site's mechanism bounds what any record
-    costs, with half the noise: changing a record moves the clipped update by up to twice the clip. Where
-    one execution has a mechanism for the unit, the others work on what is noised already and cost nothing.
+    A site's mechanism bounds what any record or group costs, with half the noise: changing one moves the
+    clipped update by up to twice the clip. So does changing one record of a group, whose mechanism is also
+    sampled; that has no bound as simple, so a group's mechanism serves groups alone. Where one execution
+    has a mechanism for the unit, the others work on what is noised already and cost nothing.
     """
-    own = {"record": ("record", "group"), "group": ("group",), SITE_UNIT: (SITE_UNIT,)}[unit]
-    paid = {_execution(charge) for charge in charges if charge.mechanism.unit in own}
+    own = (unit,)
+    # A ledger is long, and its mechanisms are few: one object for equal rows stays one object.
+    others = {charge.order for charge in charges if charge.mechanism.unit not in own}
+    paid = {
+        _execution(charge) for charge in charges if charge.order in others and charge.mechanism.unit in own
+    }
+    halved: dict[int, Mechanism] = {}
     counted: list[Mechanism] = []
     unfit: list[Charge] = []
     for charge in charges:
@@ -231,7 +240,9 @@ def serving(unit: str, charges: Sequence[Charge]) -> tuple[list[Mechanism], list
         elif _execution(charge) in paid:
             continue
         elif mechanism.unit == SITE_UNIT:
-            counted.append(_halved(mechanism))
+            if id(mechanism) not in halved:
+                halved[id(mechanism)] = _halved(mechanism)
+            counted.append(halved[id(mechanism)])
         else:
             unfit.append(charge)
     return counted, unfit

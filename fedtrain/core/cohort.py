@@ -48,6 +48,17 @@ def choose_cohort(state: State, run: RunState) -> Choice:
     seated = _seated(run)
     free = [site for site in present if site not in run.busy and site not in seated]
     members = sorted({*seated, *free})
+    bound = run.round.bound if run.round else ()
+    if bound and not set(bound) <= set(members):
+        # Sites that have opened shares open no other set's: its sum would tell this one's parts apart.
+        away = ", ".join(site for site in bound if site not in members)
+        why = _why(state, run, willing, absent)
+        return Choice(
+            None,
+            f"the sum of {', '.join(bound)} was to be opened, so no other one can be, and {away} is not here"
+            f"{why}: bring it back, take the run back by a version, or stop it",
+        )
+    members = list(bound) or members
     needed = max(run.spec.minimum, run.spec.quorum)
     if len(members) < needed:
         return Choice(

@@ -222,7 +222,9 @@ def close(state: State, run: RunState) -> Turn:
     assert run.round is not None and run.round.masks is not None, "a masked round closes"
     stored = tuple(s for s, seat in run.round.seats.items() if seat.standing is Standing.STORED)
     held = replace(run.round.masks, stage=MaskStage.AFFIRM, survivors=tuple(sorted(stored)))
-    return _enter(state, replace(run, phase=Phase.UNMASKING), held, NOTHING)
+    # The version's lineage tells the reason, and with it whose digests stand for masked bytes.
+    opened = replace(run.round, reason=f"{run.round.reason}, masked in session {held.session}")
+    return _enter(state, replace(run, phase=Phase.UNMASKING, round=opened), held, NOTHING)
 
 
 def _end_affirmations(state: State, run: RunState, opened: OpenRound, held: MaskedRound) -> Turn:
@@ -231,6 +233,7 @@ def _end_affirmations(state: State, run: RunState, opened: OpenRound, held: Mask
         return run, NOTHING
     if too_few := _too_few(run, held, len(held.affirmations), "affirmed who survives"):
         return _given_up(state, run, too_few, NOTHING)
+    run = replace(run, round=replace(opened, bound=held.survivors))
     return _enter(state, run, replace(held, stage=MaskStage.OPEN), NOTHING)
 
 

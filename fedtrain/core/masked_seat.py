@@ -82,14 +82,12 @@ def masking(held: Held, seat: MaskSeat | None) -> tuple[AgentEffect, ...]:
 
 
 def burn(state: AgentState, held: Held, reason: str) -> Turn:
-    """The session ends here. What was not delivered yet fails; what was can only stay masked for ever."""
+    """The session ends here, and the coordinator hears why. What was delivered stays masked for ever."""
     order = held.order.id
     seat = state.masks.get(order, MaskSeat())
     reason = f"the masked session was burnt: {reason}"
     state = replace(state, masks=put(state.masks, order, MaskSeat(seat.session, stage=SeatStage.BURNT)))
     effects: tuple[AgentEffect, ...] = (BurnMasks(order, reason),)
-    if held.stage is Stage.DELIVERED:
-        return state, effects
     held = replace(held, stage=Stage.ANSWERED, result=Result(order=order, failure=reason))
     state = replace(state, held=put(state.held, order, held))
     return state, (*effects, Report(held.order, held.result or Result(order)))

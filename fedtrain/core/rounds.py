@@ -84,6 +84,7 @@ def open_round(
         base_version=run.model.ref.version if run.model else 0,
         reason=reason,
         seats={site: seats[site] for site in sorted(seats)},
+        bound=previous.bound if previous else (),
     )
     return opened, fresh
 
@@ -151,6 +152,8 @@ def _too_few_for_masks(spec: RunSpec, opened: OpenRound, count: int) -> str:
     terms = masks.mask_terms(spec.task)
     if opened.masks is None or terms is None:
         return ""
+    if opened.bound and count < len(opened.bound):
+        return f"the sum of {', '.join(opened.bound)} was to be opened before, and nobody opens another one"
     needed = masks.needed(canonical.decode(masks.Proposal, opened.masks.proposal), terms)
     return "" if count >= needed else f"{count} masked updates came, and {needed} are needed to unmask a sum"
 

@@ -47,10 +47,19 @@ def failed(state: State, run: RunState, event: ev.WorkFailed | ev.UpdateRejected
     """The site could not do it, or sent something that cannot be used."""
     run, site, seat = _given_up(run, event.order, AT_WORK | {Standing.LOST})
     if not site:
-        return run, NOTHING
+        return _told_why(run, event), NOTHING
     if seat is not None:
         run = with_seat(run, site, replace(seat, standing=Standing.FAILED, reason=event.reason))
     return run, (Cancel(site, event.order, event.reason),)
+
+
+def _told_why(run: RunState, event: ev.WorkFailed | ev.UpdateRejected) -> RunState:
+    """A site whose masked update is here has burnt its session: the record will say so."""
+    found = uploads.seat_of(run, event.order)
+    masked = run.round is not None and run.round.masks is not None
+    if found is None or not masked or found[1].standing is not Standing.STORED:
+        return run
+    return with_seat(run, found[0], replace(found[1], reason=event.reason))
 
 
 def _given_up(

@@ -189,7 +189,8 @@ class OpenRound:
     `index` counts training rounds from 1; 0 is the seeding, one past the last is the final
     evaluation. A repeated round keeps its index and raises `attempt`; whoever has contributed or
     still works keeps its seat. `counted` is set when the round closes: the orders that go into
-    the next version.
+    the next version. `bound` are the sites that were asked to open the masks of a sum of this round: no
+    attempt at it can have another set any more.
     """
 
     index: int
@@ -201,6 +202,7 @@ class OpenRound:
     seats: Mapping[str, Seat]
     counted: tuple[str, ...] = ()
     masks: MaskedRound | None = None
+    bound: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,12 @@ def _unpause(state: State, run: RunState, event: ev.RunResumed) -> Turn:
 
 def _stop(state: State, run: RunState, event: ev.RunStopped) -> Turn:
     opened = run.round
+    # Who has delivered under masks keeps secrets until it hears that nobody will ask for them.
+    over = AT_WORK | {Standing.STORED} if opened and opened.masks else AT_WORK
     cancels = tuple(
         Cancel(site, seat.order.id, "the run was stopped")
         for site, seat in (opened.seats.items() if opened else ())
-        if seat.standing in AT_WORK
+        if seat.standing in over
     )
     return end(state, run, Phase.STOPPED, f"stopped by {event.by}", cancels)
 

@@ -10,36 +10,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, Protocol
 
-from fedtrain.core import agent as core, messages as msg
+from fedtrain.core import agent as core
 from fedtrain.core.agent import AgentEffect, AgentEvent, AgentState, Stage
 from fedtrain.core.driver import Driver, replay
-from fedtrain.core.orders import Order, OrderKind, Progress, Result
+from fedtrain.core.orders import Order, Progress
 from fedtrain.core.ports import JournalPort
 from fedtrain.errors import (
     BadMailbox,
-    BusyError,
     FedtrainError,
     IntegrityError,
-    LocalError,
     StorageError,
-    UnreachableError,
 )
 from fedtrain.peer.backoff import Backoff
+from fedtrain.peer.charging import Charging
+from fedtrain.peer.clock import monotonic_ms, now_ms as now_ms
 from fedtrain.peer.counting import count, uncounted
 from fedtrain.peer.decisions import Decision, LetterBox, event_of
 from fedtrain.peer.desk import Desk
 from fedtrain.peer.egress import Account
-from fedtrain.peer.jobs import Jobs, closing, in_thread
+from fedtrain.peer.errands import RETRY_FIRST_S, RETRY_LONGEST_S, Errands
+from fedtrain.peer.jobs import closing, in_thread
 from fedtrain.peer.launching import trainer_command
+from fedtrain.peer.masking import Masking
 from fedtrain.peer.models import BlobSource, PublicModels
-from fedtrain.peer.outbox import Outbox, UpdateSink, acknowledgement
+from fedtrain.peer.outbox import Outbox, UpdateSink
 from fedtrain.peer.probing import prepare_mailbox, require_walls
-from fedtrain.peer.progress import ProgressBook
+from fedtrain.peer.progress import MASKS_PHASE, ProgressBook
 from fedtrain.peer.results import judge_result, reason_text
 from fedtrain.peer.session import AttendPort, Session
 from fedtrain.peer.settings import AgentSettings
@@ -51,10 +50,6 @@ from fedtrain.trust.folders import MemberKeys
 from fedtrain.wire.status import printable
 
 _log = logging.getLogger("fedtrain.peer")
-
-RETRY_FIRST_S = 0.1
-RETRY_LONGEST_S = 30.0
-"""Between two tries of one transfer while the session is open."""
 
 LOOK_AGAIN_S = 1.0
 """Between two looks whether time has made a refused order acceptable."""
@@ -71,6 +66,8 @@ class Agent:
         session: the conversation with the coordinator.
         desk: what is said and heard in it.
         account: what leaves the site.
+        charging: what its privacy costs.
+        masking: its part in masked rounds.
         posted: orders that lie in the mailbox.
         failed: gets the error that the agent cannot go on after.
 
@@ -86,26 +83,29 @@ class Agent:
         snapshots: Snapshots[AgentState] | None = None,
     ) -> None:
         self.posted: set[str] = set()
+        self._stopping = threading.Event()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._settings = settings
         self._changed = asyncio.Event()
-        self._jobs = Jobs(self._broke)
         self._tasks: list[asyncio.Task[None]] = []
         self._mailbox = Mailbox(settings.mailbox)
         self._models = PublicModels(settings.state / "models", coordinator)
         self.account = Account(self, settings.proxy or settings.coordinator)
         outbox, public = settings.state / "outbox", keys.coordinator_public
         self._outbox = Outbox(outbox, self._mailbox, coordinator, keys.message_key, public, self.account)
+        self.charging = Charging(self, settings, keys.membership.consortium, self._stopping)
+        self.masking = Masking(self, settings.state, keys)
+        self._errands = Errands(self, self._mailbox, self._models, self._outbox, self.charging, self.masking)
         self._trainers = Trainers(
             self._mailbox,
             trainer_command(settings) if settings.launch == "process" else (),
             settings.folder,
             settings.state / "trainer.log",
-            self._give_up,
+            self.give_up,
+            self._errands.post_again,
         )
         self._decisions = LetterBox(settings.state)
         self._counting = False
-        self._stopping = threading.Event()
         self._progress = ProgressBook(self._mailbox, now_ms())
         self.desk = Desk(self, settings, keys)
         self.session = Session(coordinator, self.desk)
@@ -124,7 +124,7 @@ class Agent:
         try:
             self._driver.handle(*events)
         except (StorageError, IntegrityError) as error:
-            self._broke(error)
+            self.broke(error)
             raise
         finally:
             self._changed.set()
@@ -148,6 +148,7 @@ class Agent:
         known = frozenset(self.state.held)
         await in_thread(self._mailbox.sweep, known)
         await in_thread(self._outbox.sweep, known)
+        await in_thread(self.masking.create)
         await self._trainers.give_back_claims()
         self.submit(core.AgentBooted(now_ms(), self._settings.contract))
         await self._decisions.empty(self._heed)
@@ -167,8 +168,10 @@ class Agent:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._jobs.stop()
+        await self._errands.stop()
+        await self.masking.stop()
         await self._trainers.stop()
+        self.charging.close()
         if not self.failed.done():
             self.account.close()
         if self._snapshots and self._snapshots.rows_behind and not self.failed.done():
@@ -189,9 +192,23 @@ class Agent:
     def at_rest(self) -> bool:
         """Whether all that can be done now is done: the site's own trainers, or its people, have the rest."""
         external = self._settings.launch == "external"
-        return all(
+        owes = bool(self.owes_shares) or self.masking.speaking
+        return not owes and all(
             held.stage is Stage.HELD or (external and held.stage is Stage.WORKING and order in self.posted)
             for order, held in self.state.in_hand.items()
+        )
+
+    @property
+    def owes_shares(self) -> tuple[str, ...]:
+        """Orders whose masked updates are delivered, and whose sum cannot be had before this site opens its
+        shares."""
+        held = self.state.held
+        return tuple(
+            order
+            for order, seat in self.state.masks.items()
+            if seat.stage in (core.SeatStage.READY, core.SeatStage.AFFIRMED)
+            and order in held
+            and held[order].stage is Stage.DELIVERED
         )
 
     # -- effects ----------------------------------------------------------------------------------
@@ -202,9 +219,9 @@ class Agent:
             case core.Reply():
                 self.desk.consent(effect)
             case core.Prepare(order):
-                self._jobs.start(order.id, "prepare", partial(self._prepare, order))
+                self._errands.prepare(order)
             case core.Submit(order, result):
-                self._jobs.start(order.id, "submit", partial(self._deliver, order, result))
+                self._errands.deliver(order, result)
             case core.Report(_, result):
                 self.desk.report(result)
             case core.Withdraw(run, reason):
@@ -215,84 +232,35 @@ class Agent:
             case core.Shelve(order_id) | core.Discard(order_id):
                 self._trainers.forget(order_id)
                 self.posted.discard(order_id)
-                over = isinstance(effect, core.Discard)
-                kind = "discard" if over else "shelve"
-                self._jobs.start(order_id, kind, partial(self._clear, order_id, over), to_end=True)
+                self._errands.clear(order_id, isinstance(effect, core.Discard))
+                if isinstance(effect, core.Discard):
+                    self.masking.burn(order_id)
+            case core.SayMasked(order_id, topic):
+                self.masking.say(order_id, topic)
+            case core.MaskUpdate(order, result):
+                self._errands.mask(order, result)
+            case core.BurnMasks(order_id, reason):
+                _log.error("%s: %s", order_id, printable(reason))
+                self.masking.burn(order_id)
 
-    async def _prepare(self, order: Order) -> None:
-        """Model, then mailbox, then somebody to work on it."""
-        backoff = Backoff(RETRY_FIRST_S, RETRY_LONGEST_S)
-        while True:
-            try:
-                if not await in_thread(self._lies_in_mailbox, order.id):
-                    await self._post(order)
-                break
-            except (UnreachableError, BusyError) as error:
-                _log.info("%s: its model has not come yet: %s", order.id, error)
-                await self._wait_for_link(backoff)
-            except FedtrainError as error:
-                self._give_up(order.id, str(error))
-                return
-        self.posted.add(order.id)
-        self._trainers.want(order.id)
-        self._changed.set()
-
-    async def _post(self, order: Order) -> None:
-        if order.kind is OrderKind.SEED:
-            await in_thread(self._mailbox.post, order, None)
-            return
-        if order.model is None:
-            raise BadMailbox(f"the order to {order.kind} {order.id} names no model")
-        async with self._models.at(order.run, order.model) as path:
-            await in_thread(self._mailbox.post, order, path)
-
-    def _lies_in_mailbox(self, order_id: str) -> bool:
-        return not self._mailbox.withdrawn(order_id) or order_id in self._mailbox.results()
-
-    async def _deliver(self, order: Order, result: Result) -> None:
-        """The upload, tried until the coordinator has taken it or will not."""
-        backoff = Backoff(RETRY_FIRST_S, RETRY_LONGEST_S)
-        while True:
-            try:
-                receipt = await self._outbox.deliver(order, result)
-                break
-            except (UnreachableError, StorageError, BusyError) as error:
-                _log.warning("%s: its upload goes on later: %s", order.id, error)
-                await self._wait_for_link(backoff)
-            except FedtrainError as error:
-                _log.error("%s: its upload is given up: %s", order.id, error)
-                if isinstance(error, (IntegrityError, BadMailbox, LocalError)):
-                    # The coordinator did not say this, so it does not know yet.
-                    self.session.say(msg.Failure(order.id, reason_text(str(error))))
-                self.submit(core.UploadRefused(now_ms(), order.id, str(error)))
-                return
-        _log.info("%s: uploaded %d bytes, %s", order.id, result.size_bytes, receipt.outcome)
-        self.submit(acknowledgement(receipt, now_ms()))
-
-    async def _wait_for_link(self, backoff: Backoff) -> None:
-        """Until a session is open, and a jittered pause more: a session says little about transfers."""
-        await self.session.attached.wait()
-        await asyncio.sleep(backoff.next_s())
-
-    async def _clear(self, order_id: str, over: bool) -> None:
-        held = self.state.held.get(order_id)
-        try:
-            if held is not None and held.stage is Stage.HELD and held.result is not None:
-                await in_thread(self._outbox.take_over, held.result)
-                _log.warning("%s is held: look with `fedtrain egress inspect`, then release it", order_id)
-            await in_thread(self._mailbox.discard, order_id)
-            if over:
-                await in_thread(self._outbox.forget, order_id)
-        except BadMailbox as error:  # there is nothing to hold any more
-            self.session.say(msg.Failure(order_id, reason_text(str(error))))
-            self.submit(core.UploadRefused(now_ms(), order_id, str(error)))
-        except FedtrainError as error:
-            _log.warning("%s leaves files behind until the next start: %s", order_id, error)
-
-    def _give_up(self, order_id: str, reason: str) -> None:
+    def give_up(self, order_id: str, reason: str) -> None:
         """The order cannot be done here."""
         _log.error("%s cannot be done here: %s", order_id, reason)
         self.submit(core.WorkAbandoned(now_ms(), order_id, reason_text(reason)))
+
+    def has_posted(self, order: str) -> None:
+        """The order lies in the mailbox: somebody has to work on it."""
+        self.posted.add(order)
+        self._trainers.want(order)
+        self._changed.set()
+
+    def has_spoken(self) -> None:
+        """A word of a masked session is said."""
+        self._changed.set()
+
+    def has_charged(self, order: Order) -> None:
+        """The coordinator hears what the run has cost here."""
+        self.background(self.desk.tell_account(order))
 
     # -- the mailbox ------------------------------------------------------------------------------
 
@@ -323,7 +291,7 @@ class Agent:
             result = judge_result(order, found)
         except BadMailbox as error:
             await in_thread(self._mailbox.discard, order.id)
-            self._give_up(order.id, str(error))
+            self.give_up(order.id, str(error))
             return
         self._trainers.forget(order.id)
         for note in result.notes:
@@ -331,6 +299,8 @@ class Agent:
         said = f"a failure: {result.failure}" if result.failure else f"done in {result.seconds:.2f} s"
         _log.info("%s: the trainer's work is %s", order.id, said)
         self.submit(core.ResultTaken(now_ms(), result, self.desk.moment().day))
+        if result.within is not None:
+            self.background(self.desk.tell_account(order))
         if not self._counting and uncounted(self.state):
             self._counting = True
             self.background(self._count())
@@ -348,14 +318,15 @@ class Agent:
             await self.desk.next_beat()
             progress: tuple[Progress, ...] = ()
             try:
-                working, waiting = (
+                working, waiting, masking = (
                     [name for name, held in self.state.held.items() if held.stage is stage]
-                    for stage in (Stage.WORKING, Stage.HELD)
+                    for stage in (Stage.WORKING, Stage.HELD, Stage.MASKING)
                 )
                 fetched, moment = self._models.fetched_bytes, monotonic_ms()
                 progress = await in_thread(self._progress.read, working, fetched, moment)
-                progress += self._progress.waiting(waiting)
+                progress += self._progress.waiting(waiting) + self._progress.waiting(masking, MASKS_PHASE)
                 await self._trainers.look(moment)
+                await self._errands.look(working)
             except FedtrainError as error:
                 _log.warning("the mailbox cannot be looked at: %s", error)
             self.desk.beat(progress)
@@ -382,18 +353,9 @@ class Agent:
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.remove(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._broke(error)
+            self.broke(error)
 
-    def _broke(self, error: BaseException) -> None:
+    def broke(self, error: BaseException) -> None:
+        """Ours is a bug, or a journal that failed: the agent cannot go on."""
         if not self.failed.done():
             self.failed.set_exception(error)
-
-
-def now_ms() -> int:
-    """UTC, for events: told, never decided from."""
-    return time.time_ns() // 1_000_000
-
-
-def monotonic_ms() -> int:
-    """For leases: only differences mean something."""
-    return time.monotonic_ns() // 1_000_000

@@ -16,8 +16,10 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from fedtrain.core import agent as core, canonical, messages as msg
+from fedtrain.core.charges import CHARGE, LEDGER, Account
 from fedtrain.core.contract import Contract
 from fedtrain.core.judgement import Moment
+from fedtrain.core.masks import Signed
 from fedtrain.core.orders import Order
 from fedtrain.errors import BadSignature, ConfigError, RemoteError
 from fedtrain.trust import statements
@@ -78,6 +80,25 @@ class Assent:
     def withdrawal(self, run: str, reason: str) -> msg.Withdrawal:
         """The site takes its consent to this run back."""
         return msg.Withdrawal(run, reason, self._sign(statements.Withdrawal(self._site, run, reason)))
+
+    def charge(self, order: str, account: Account) -> msg.Statement:
+        """What a run has cost at this site."""
+        document = canonical.encode(account).decode()
+        statement = statements.said(self._consortium, self._site, CHARGE, order, document)
+        return msg.Statement(CHARGE, order, document, self._sign(statement))
+
+    def own_charge(self, statement: msg.Statement) -> Account:
+        """Our own account that the coordinator hands back.
+
+        Raises `BadSignature` unless both have signed it, `RemoteError` if it is none.
+        """
+        whole = statements.said(self._consortium, self._site, LEDGER, statement.order, statement.document)
+        signature = statements.signature_bytes(statement.signature, "what the coordinator hands back")
+        statements.verify(whole, self._coordinator_public, signature)
+        ours = canonical.decode(Signed, statement.document)
+        said = statements.said(self._consortium, self._site, CHARGE, statement.order, ours.document)
+        statements.verify(said, self._key.public, statements.signature_bytes(ours.signature, "our account"))
+        return canonical.decode(Account, ours.document)
 
     def declare(self, contract: Contract, counted: Mapping[str, int]) -> tuple[msg.Declaration, bool]:
         """The contract and what its discoverable data sets hold; and whether any of it is news.

@@ -2,6 +2,8 @@
 
 The trainer that is at work anyway is asked, between two orders, so no round waits for a count and no
 second trainer is started for it. A site's declaration grows by the counts as soon as they are there.
+
+Units of privacy are counted apart, once per run, because the rate at which a step draws follows from them.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fedtrain.core.agent import AgentState
-from fedtrain.errors import FedtrainError
+from fedtrain.errors import ConfigError, FedtrainError
 from fedtrain.peer.jobs import in_thread
 from fedtrain.peer.probing import ask_trainer
 from fedtrain.peer.settings import AgentSettings
@@ -30,6 +32,18 @@ def uncounted(state: AgentState) -> list[str]:
     """Data sets that the coordinator may know of, and whose size nobody has counted yet."""
     datasets = state.contract.datasets
     return sorted(name for name in datasets if datasets[name].discoverable and name not in state.examples)
+
+
+def count_units(settings: AgentSettings, task: str, unit: str, stop: threading.Event) -> int:
+    """Records or groups that a run's task finds in its data set. Blocks until a trainer has counted.
+
+    Raises `ConfigError` where it cannot count, and as `ask_trainer` where none answers.
+    """
+    finding = ask_trainer(settings, 0, PATIENCE_S, stop, (task, unit))
+    if finding.units_failure or finding.units < 1:
+        why = finding.units_failure or "the task finds none"
+        raise ConfigError(f"the units ({unit}) of the data set cannot be counted: {why}")
+    return finding.units
 
 
 async def count(settings: AgentSettings, known: Mapping[str, int], stop: threading.Event) -> dict[str, int]:

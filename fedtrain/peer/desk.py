@@ -7,21 +7,33 @@ import logging
 import random
 import secrets
 import time
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
 import fedtrain
 from fedtrain.core import agent as core, messages as msg
 from fedtrain.core.agent import AgentEvent, AgentState
+from fedtrain.core.budget import Spending
 from fedtrain.core.contract import Word
 from fedtrain.core.judgement import Moment, judge
 from fedtrain.core.orders import Order, Progress, Result
 from fedtrain.core.pacing import beat_ms
-from fedtrain.errors import BadSignature, IntegrityError, RefusedError, StaleEpoch, UnreachableError
+from fedtrain.errors import (
+    BadSignature,
+    FedtrainError,
+    IntegrityError,
+    RefusedError,
+    RemoteError,
+    StaleEpoch,
+    UnreachableError,
+)
 from fedtrain.methods.codecs import CODECS
 from fedtrain.peer.assent import Assent, moment_at
 from fedtrain.peer.backoff import early_s
+from fedtrain.peer.charging import Charging
 from fedtrain.peer.jobs import in_thread
+from fedtrain.peer.masking import Masking
 from fedtrain.peer.results import report
 from fedtrain.peer.session import Session
 from fedtrain.peer.settings import AgentSettings
@@ -55,6 +67,8 @@ class Owner(Protocol):
     """What the desk needs of its agent."""
 
     session: Session
+    charging: Charging
+    masking: Masking
 
     @property
     def state(self) -> AgentState:
@@ -91,6 +105,8 @@ class Desk:
         self._told: dict[str, tuple[int, int]] = {}
         self._invitation: Order | None = None
         self._published: list[core.RoundPublished] = []
+        self._unread: deque[msg.ToPeer] = deque()
+        self._reading = False
 
     # -- what the session asks --------------------------------------------------------------------
 
@@ -133,6 +149,9 @@ class Desk:
         for run, verdict in self._owner.state.verdicts.items():
             if verdict.word is Word.WITHDRAWN:
                 self.withdraw(run, verdict.reason)
+        for held in self._owner.state.held.values():
+            if held.execution:
+                self._owner.background(self.tell_account(held.order))
         for effect in core.resume(self._owner.state):
             if isinstance(effect, core.Report):
                 self.report(effect.result)
@@ -150,17 +169,42 @@ class Desk:
             )
 
     def receive(self, message: msg.ToPeer) -> None:
-        """A message of the coordinator, in its turn."""
+        """A message of the coordinator, in its turn: one whose cost is being reckoned holds up the rest."""
+        if self._reading:
+            self._unread.append(message)
+        elif isinstance(message, (msg.Invitation, msg.Inquiry)) and self._owner.charging.concerns(
+            message.order
+        ):
+            self._reading = True
+            self._unread.append(message)
+            self._owner.background(self._read())
+        else:
+            self._take(message)
+
+    async def _read(self) -> None:
+        """Take what waits, each invitation and inquiry with what it would cost."""
+        try:
+            while self._unread:
+                message = self._unread.popleft()
+                spending = None
+                if isinstance(message, (msg.Invitation, msg.Inquiry)):
+                    spending = await self._owner.charging.spending(message.order)
+                self._take(message, spending)
+        finally:
+            self._reading = False
+
+    def _take(self, message: msg.ToPeer, spending: Spending | None = None) -> None:
         match message:
             case msg.Invitation(order):
-                self._invited(order)
+                self._invited(order, spending)
             case msg.Cancellation(order_id, reason):
                 if order_id in self._owner.state.held:
                     _log.info("%s is called off: %s", order_id, printable(reason))
                     self._owner.submit(core.OrderCancelled(_now_ms(), order_id, reason))
             case msg.Inquiry(inquiry, order):
                 state = self._owner.state
-                decision = judge(state.contract, order, core.circumstances(state, self.moment()))
+                now = core.circumstances(state, self.moment(), spending)
+                decision = judge(state.contract, order, now)
                 self._owner.session.say(msg.Answer(inquiry, decision.accepted, decision.reasons))
             case msg.Publication():
                 outcome = printable(message.outcome)
@@ -176,6 +220,10 @@ class Desk:
                 self._owner.background(self._keep(message))
             case msg.Roster():
                 self._take_roster(message)
+            case msg.Statement(topic="ledger"):
+                self._take_ledger(message)
+            case msg.Statement():
+                self._owner.masking.receive(message)
 
     @property
     def at_work(self) -> bool:
@@ -233,6 +281,21 @@ class Desk:
         if self._told.get(result.order, (0, 0))[0] != number and self._owner.session.say(report(result)):
             self._told[result.order] = (number, self._beats)
 
+    async def tell_account(self, order: Order) -> None:
+        """What this order's run has cost here so far, signed, for the coordinator to keep."""
+        if self._protocol < _CONTRACTS_SINCE:
+            return
+        held = self._owner.state.held.get(order.id)
+        result = held.result if held is not None else None
+        try:
+            account = await self._owner.charging.account(
+                order, held.execution if held is not None else 0, result.within if result else None
+            )
+        except FedtrainError as error:
+            _log.error("%s: its charge is in the ledger and could not be told: %s", order.id, error)
+            return
+        self._owner.session.say(self._assent.charge(order.id, account))
+
     async def next_beat(self) -> None:
         """Returns when the next sign of life is due; a welcome or an order may bring that forward."""
         began_s = time.monotonic()
@@ -266,14 +329,14 @@ class Desk:
             if order in self._owner.state.held:
                 self._owner.submit(core.AnswerDelivered(_now_ms(), order))
 
-    def _invited(self, order: Order) -> None:
+    def _invited(self, order: Order, spending: Spending | None) -> None:
         if order.site != self._settings.site:
             _log.error("an order for %s came here and is left alone", order.site)
             return
         self._invitation = order
         try:
             now = self.moment()
-            self._owner.submit(core.OrderReceived(_now_ms(), order, now.day, now.minute))
+            self._owner.submit(core.OrderReceived(_now_ms(), order, now.day, now.minute, spending))
         finally:
             self._invitation = None
         self._retimed.set()
@@ -286,6 +349,15 @@ class Desk:
             self._owner.submit(self._assent.check_roster(roster, _now_ms()))
         except BadSignature as error:
             _log.error("the coordinator's roster is refused, the one before stays: %s", error)
+
+    def _take_ledger(self, statement: msg.Statement) -> None:
+        """Our own newest account, back from the coordinator: our ledger has to hold what it was signed at."""
+        try:
+            account = self._assent.own_charge(statement)
+        except (BadSignature, RemoteError) as error:
+            _log.error("what the coordinator says of our privacy ledger is left alone: %s", error)
+            return
+        self._owner.charging.told(account.sequence, account.hash)
 
     async def _keep(self, head: msg.Head) -> None:
         """A head becomes a file first, then an event: the file is what others ask this site for."""

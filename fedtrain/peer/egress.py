@@ -75,6 +75,7 @@ _CLAUSES = {
     "Session.Declaration": "datasets.*.rights.discoverable",
     "Session.Failure": _ORDERS,
     "Session.Evaluation": _ORDERS,
+    "Session.Statement": f"{_ORDERS} (keys, shares and signatures of masked rounds, charges for privacy)",
     "Session.Heartbeat": f"{_MEMBERSHIP}; {_ORDERS} (steps and loss of work in hand)",
     "Transfer.Offer": _ORDERS,
     "Transfer.Commit": _ORDERS,
@@ -302,6 +303,9 @@ def allowing(state: AgentState, order: Order) -> str:
         clauses.append(f"datasets.{asked.dataset}.rights.execute")
     clauses.append(f"contract.cohort_min {contract.cohort_min} ({len(order.cohort)} sites)")
     clauses += _bounds(contract)
+    seat = state.masks.get(order.id)
+    if seat is not None:
+        clauses.append(f"masked in session {seat.session[:16]} ({len(seat.sharers)} sites mask together)")
     verdict = state.verdicts.get(order.run)
     if contract.approval is Approval.HOLD:
         clauses.append("contract.approval hold (released)")

@@ -53,10 +53,14 @@ class Jobs:
 
     Args:
         broke: called with what escaped from a piece of work: a bug of ours, or a journal that failed.
+        ended: called when a piece has ended, however.
     """
 
-    def __init__(self, broke: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, broke: Callable[[BaseException], None], ended: Callable[[], None] | None = None
+    ) -> None:
         self._broke = broke
+        self._told = ended
         self._jobs: dict[str, _Job] = {}
 
     def start(
@@ -77,6 +81,15 @@ class Jobs:
         self._jobs[order] = _Job(kind, task, to_end)
         task.add_done_callback(lambda done: self._ended(order, done))
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._jobs)
+
+    def busy_with(self, order: str) -> bool:
+        """Whether anything is under way for this order."""
+        return order in self._jobs
+
     async def stop(self) -> None:
         """Cancel what can be cancelled, and wait for the end of all."""
         jobs = tuple(self._jobs.values())
@@ -90,6 +103,8 @@ class Jobs:
             del self._jobs[order]
         if not task.cancelled() and (error := task.exception()) is not None:
             self._broke(error)
+        if self._told is not None:
+            self._told()
 
 
 async def _after(before: asyncio.Task[None] | None, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

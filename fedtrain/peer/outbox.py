@@ -143,6 +143,11 @@ class Outbox:
             )
         return target
 
+    def hold(self, result: Result) -> Path:
+        """As `take_over`; a file that is there is left alone, for masks may be on it."""
+        target = self._folder / result.order
+        return target if target.exists() else self.take_over(result)
+
     def _move(self, result: Result, target: Path) -> None:
         try:
             with (

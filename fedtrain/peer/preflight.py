@@ -123,8 +123,6 @@ def _check_contract(settings: AgentSettings) -> Iterator[Check]:
                 f"contract.tasks allows {task}, and no data set does",
                 f"list it under rights.execute of a data set, or take it out, in {file}",
             )
-    for clause in settings.unenforced:
-        yield _warning("contract", clause, "do not rely on it")
 
 
 # -- who we are, and where the coordinator is -----------------------------------------------------

@@ -67,7 +67,11 @@ def prepare_mailbox(settings: AgentSettings) -> Mailbox:
 
 
 def ask_trainer(
-    settings: AgentSettings, count_s: int, patience_s: float, stop: threading.Event | None = None
+    settings: AgentSettings,
+    count_s: int,
+    patience_s: float,
+    stop: threading.Event | None = None,
+    units_of: tuple[str, str] = ("", ""),
 ) -> Finding:
     """What a trainer of this site finds: one started for the purpose, or one that is there already.
 
@@ -76,6 +80,7 @@ def ask_trainer(
     Args:
         count_s: for counting each data set, 0 for none.
         stop: ends the wait early.
+        units_of: (task section, unit) whose units are to be counted.
 
     Raises `UnreachableError` if none answers; `ConfigError`, `RefusedError` or `LocalError` with the last
     words of one that was started and ended without an answer; `BadMailbox` for an answer that is unfit.
@@ -87,6 +92,8 @@ def ask_trainer(
         sockets=tuple(itertools.islice(_listening_sockets(), SOCKETS_MAX)),
         secrets=str(settings.state),
         count_s=count_s,
+        task=units_of[0],
+        unit=units_of[1],
     )
     end = time.monotonic() + patience_s
     try:

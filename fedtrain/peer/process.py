@@ -71,8 +71,6 @@ def _check(settings: AgentSettings, keys: MemberKeys) -> None:
     facts, now_ms = read_certificate(keys.certificate_pem), time.time_ns() // 1_000_000
     if now_ms >= facts.not_after_ms:
         raise ConfigError(explain_expired(facts, now_ms), file=str(settings.state / TLS_CERTIFICATE))
-    for clause in settings.unenforced:
-        _log.warning("%s", clause)
 
 
 async def _run(settings: AgentSettings, keys: MemberKeys, once: bool) -> bool:
@@ -145,13 +143,14 @@ async def see_through(agent: Agent, renewals: Renewals) -> None:
         return
     while not agent.at_rest:
         before = agent.progress_count
-        patience_ms = max((held.order.patience_ms for held in agent.state.in_hand.values()), default=0)
+        waits = {*agent.state.in_hand, *agent.owes_shares}
+        patience_ms = max((agent.state.held[order].order.patience_ms for order in waits), default=0)
         try:
             async with asyncio.timeout(patience_ms / 1000):
                 await agent.until(lambda: agent.at_rest)
         except TimeoutError:
             if agent.progress_count == before:
-                waiting = ", ".join(agent.state.in_hand)
+                waiting = ", ".join(sorted(waits))
                 _log.warning(
                     "nothing moved for %d s; left for the next time: %s", patience_ms // 1000, waiting
                 )

@@ -16,6 +16,7 @@ LOG_EVERY_MS = 10_000
 PHASE_CHARACTERS_MAX = 64
 
 HELD_PHASE = "held for release at the site"
+MASKS_PHASE = "waits for its masks"
 
 
 class ProgressBook:
@@ -68,14 +69,14 @@ class ProgressBook:
         self._log([reported[order] for order in seen if order in reported], now_ms)
         return tuple(_fit(current, counter) for current, counter in seen.values())
 
-    def waiting(self, held: Collection[str]) -> tuple[Progress, ...]:
-        """Updates that wait for a person of the site: alive, for as long as the agent is.
+    def waiting(self, held: Collection[str], phase: str = HELD_PHASE) -> tuple[Progress, ...]:
+        """Updates that wait for a person of the site, or for other sites: alive, for as long as the agent is.
 
         So the round waits for them until its deadline, and not just for its patience.
         """
         if held:
             self._counter += 1
-        return tuple(Progress(order, self._counter, phase=HELD_PHASE) for order in sorted(held))
+        return tuple(Progress(order, self._counter, phase=phase) for order in sorted(held))
 
     def _log(self, reported: Sequence[Progress], now_ms: int) -> None:
         if not reported or now_ms - self._logged_ms < LOG_EVERY_MS:

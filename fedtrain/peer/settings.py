@@ -29,7 +29,7 @@ class AgentSettings:
         data_files: data set -> patterns of its files, as the trainer finds them; none where its format
             reads no files.
         trainer_threads: threads of the trainer's arithmetic; its results depend on it.
-        unenforced: clauses that this version does not enforce, one sentence each, told at the start.
+        ledger: file in which the privacy of the data sets is accounted for; None for the one in `state`.
     """
 
     folder: Path
@@ -45,4 +45,4 @@ class AgentSettings:
     trainer_user: str = ""
     data_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     trainer_threads: int = 1
-    unenforced: tuple[str, ...] = ()
+    ledger: Path | None = None

@@ -34,6 +34,7 @@ class Trainers:
         folder: the trainer's working directory.
         log_path: its output.
         abandon: called with (order, reason) when an order has cost too many trainers.
+        freed: called with an order whose claim was given back.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class Trainers:
         folder: Path,
         log_path: Path,
         abandon: Callable[[str, str], None],
+        freed: Callable[[str], None],
     ) -> None:
         self._mailbox = mailbox
         self._process = TrainerProcess(command, folder, log_path, self._bury) if command else None
         self._abandon = abandon
+        self._freed = freed
         self._deaths: dict[str, int] = {}
         self._claims = ClaimWatch(LEASE_MS)
 
@@ -82,6 +85,7 @@ class Trainers:
                 self._process.kill()
             else:
                 await in_thread(self._mailbox.expire, order_id)
+                self._freed(order_id)
 
     async def stop(self) -> None:
         """End the agent's own trainer."""
@@ -103,6 +107,8 @@ class Trainers:
             own = []
         for order in [order for order in own if order in self._deaths] or list(self._deaths):
             self._count_death(order, how, lines)
+        for order in own:
+            self._freed(order)
         return bool(self._deaths)
 
     def _count_death(self, order: str, how: str, lines: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
 `python -m fedtrain.trainer.baseline --run RUN.yaml --train A/peer.yaml [B/peer.yaml ...]
 --evaluate A/peer.yaml B/peer.yaml ... --steps N --name X` trains one model on the union of the named sites'
 training text, with the run's own task, seed and first weights, and prints one JSON line: the loss on
-every site's held-out text. `--model FILE --steps 0` measures an exported model instead.
+every site's held-out text, and the accuracy where the task classifies. `--model FILE --steps 0` measures an
+exported model instead. `--private PLAN` trains with the run's own noise in every step; nobody charges for it.
 
 This reads the data of several sites in one process, which federation exists to avoid: it is for
 measuring what federation costs and gains where all data may be seen.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import yaml
@@ -27,6 +29,7 @@ import yaml
 from fedtrain.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, FedtrainError
 from fedtrain.methods.modelfile import ModelReader, ModelWriter
 from fedtrain.trainer.data import Dataset, DataSource, read_datasets
+from fedtrain.trainer.privacy.plan import RecordPlan
 from fedtrain.trainer.settings import TaskSpec
 from fedtrain.trainer.tasks import build_task
 from fedtrain.trainer.tasks.task import Task, Vector, Weights, Work
@@ -73,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="start from this model file instead of the seed's weights")
     parser.add_argument("--seed", type=int, help="instead of the run's")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--private", help="record plan as JSON: clip, noise_multiplier, sampling_rate, unit")
     options = parser.parse_args(arguments)
     try:
         run = read_run(options.run, options.seed)
@@ -118,11 +122,17 @@ def measure(run: RunFile, options: argparse.Namespace) -> dict[str, object]:
         start.check_layout(task.layout())
         weights, weight, train_loss = start, 0, None
         if options.steps:
-            work = Work(run.run, run.seed, 0, options.name, options.steps, 0)
+            plan = RecordPlan(**json.loads(options.private)) if options.private else None
+            work = Work(run.run, run.seed, 0, options.name, options.steps, 0, plan)
             outcome = task.train(start, work, _Silent())
             weights = stack.enter_context(_trained_model(task, start, outcome.pseudo_gradient, folder))
             weight, train_loss = outcome.weight, outcome.loss
         losses = {site: site_task.evaluate(weights)[0] for site, site_task in evaluated.items()}
+        accuracy = {
+            site: site_task.accuracy(weights)[0]
+            for site, site_task in evaluated.items()
+            if isinstance(site_task, Classifying)
+        }
     return {
         "name": options.name,
         "seed": run.seed,
@@ -130,6 +140,7 @@ def measure(run: RunFile, options: argparse.Namespace) -> dict[str, object]:
         "tokens": weight,
         "train_loss": train_loss,
         "loss": losses,
+        "accuracy": accuracy,
         "mean": sum(losses.values()) / len(losses),
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -173,6 +184,14 @@ def _trained_model(
         writer.write(values[:count] - change[:count])
     writer.close()
     return ModelReader(path)
+
+
+@runtime_checkable
+class Classifying(Protocol):
+    """A task that can also tell how often it is right."""
+
+    def accuracy(self, weights: Weights) -> tuple[float, int]:
+        """(share of held-out records that are classified rightly, their number)."""
 
 
 class _Silent:

@@ -50,6 +50,7 @@ class Facts:
         layout_digest: of the model that state and residual belong to.
         steps: inner steps that the site had taken in the run when it was made.
         result: the result as it was handed in.
+        promise: digest of what the order promised about noise, "" for nothing.
     """
 
     order: str
@@ -57,6 +58,7 @@ class Facts:
     layout_digest: str
     steps: int
     result: Result
+    promise: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import yaml
 from fedtrain.errors import ConfigError, RefusedError, StorageError
 from fedtrain.trainer.library import library_documents
 from fedtrain.trainer.settings import Section, nearest
+from fedtrain.trainer.tables import bundled_records, csv_records
 
 
 @dataclass(frozen=True)
@@ -160,4 +161,6 @@ def text_documents(patterns: tuple[str, ...], folder: Path) -> Iterator[bytes]:
 LOADERS: dict[str, Loader] = {
     "text": text_documents,
     "python-library": library_documents,
+    "csv": csv_records,
+    "scikit-learn": bundled_records,
 }

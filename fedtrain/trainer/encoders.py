@@ -14,16 +14,8 @@ from collections.abc import Callable
 import torch
 
 from fedtrain.errors import BadUpdate
-from fedtrain.methods.codecs import (
-    FIXED_ONE,
-    FLOAT16_MAX,
-    HASH_MIX,
-    HASH_STEP,
-    STEP_MIN,
-    VALUE_MAX,
-    codec,
-    seed_keys,
-)
+from fedtrain.methods.codecs import FIXED_ONE, FLOAT16_MAX, STEP_MIN, codec
+from fedtrain.methods.slabs import HASH_MIX, HASH_STEP, VALUE_MAX, seed_keys
 from fedtrain.methods.vectors import CHUNK_ELEMENTS
 
 

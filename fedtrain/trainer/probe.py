@@ -23,7 +23,8 @@ import fedtrain
 from fedtrain.errors import FedtrainError
 from fedtrain.storage.mailbox import Count, Finding, Probe
 from fedtrain.trainer.data import Dataset, DataSource
-from fedtrain.trainer.tasks import example_count, installed_tasks
+from fedtrain.trainer.settings import TaskSpec
+from fedtrain.trainer.tasks import build_task, example_count, installed_tasks
 
 CONNECT_S = 1.0
 """For one address. Where there is a way out, a neighbour answers within it; where there is none, the
@@ -55,6 +56,7 @@ def examine(probe: Probe, trainer_id: str, mailbox: Path, datasets: Mapping[str,
         datasets: to be counted, if the probe gives any time for it.
     """
     asked = (*SAMPLE_ADDRESSES, *probe.addresses)
+    units, units_failure = count_units(probe.task, probe.unit, datasets) if probe.task else (0, "")
     return Finding(
         probe=probe.id,
         trainer=trainer_id,
@@ -68,6 +70,8 @@ def examine(probe: Probe, trainer_id: str, mailbox: Path, datasets: Mapping[str,
         secrets=readable_entries(Path(probe.secrets)) if probe.secrets else (),
         tasks=tuple(sorted(installed_tasks())),
         counts={name: count(name, datasets, probe.count_s) for name in datasets} if probe.count_s else {},
+        units=units,
+        units_failure=units_failure,
     )
 
 
@@ -203,6 +207,18 @@ def count(name: str, datasets: Mapping[str, Dataset], limit_s: float) -> Count:
         failure = f"the task failed: {type(error).__name__}"
     most = max(examples, key=lambda task: examples[task], default=allowed[0])
     return Count(most, records, size_bytes, examples.get(most, 0), whole, failure)
+
+
+def count_units(task: str, unit: str, datasets: Mapping[str, Dataset]) -> tuple[int, str]:
+    """(units that this task sees in its data set, why they cannot be counted or "")."""
+    try:
+        spec = TaskSpec.from_json(task)
+        return build_task(spec, DataSource(spec.data, spec.name, datasets)).units(unit), ""
+    except FedtrainError as error:
+        return 0, str(error)[:1000]
+    except Exception as error:
+        # As in `count`: what it says may quote a record.
+        return 0, f"the task failed: {type(error).__name__}"
 
 
 def _capabilities() -> int:

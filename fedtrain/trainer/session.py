@@ -25,7 +25,9 @@ from fedtrain.methods.updatefile import UpdateHeader, UpdateReader
 from fedtrain.storage.mailbox import MODEL_FILE, Claim, Order, OrderKind, Result
 from fedtrain.trainer.checkpoints import RESIDUAL, UPDATE, Checkpoint, Checkpoints, Facts
 from fedtrain.trainer.data import Dataset, DataSource
-from fedtrain.trainer.feedback import Carried, write_update
+from fedtrain.trainer.feedback import Carried
+from fedtrain.trainer.privacy.permits import Promise, promise_of
+from fedtrain.trainer.release import Release
 from fedtrain.trainer.residual import ResidualFile
 from fedtrain.trainer.settings import TaskSpec
 from fedtrain.trainer.tasks import build_task
@@ -77,7 +79,7 @@ class Session:
         """The result, and the file to hand in with it. Only `Abandoned` is raised."""
         order, began = claim.order, time.monotonic()
         try:
-            result, file = self._carry_out(order, claim.folder / MODEL_FILE, context)
+            result, file = self._carry_out(claim, context)
         except Abandoned:
             self._state_of = None
             raise
@@ -93,12 +95,13 @@ class Session:
         self._state_of = None
         return Result(order.id, failure=reason[:FAILURE_CHARACTERS_MAX])
 
-    def _carry_out(self, order: Order, model: Path, context: OrderContext) -> tuple[Result, Path | None]:
+    def _carry_out(self, claim: Claim, context: OrderContext) -> tuple[Result, Path | None]:
+        order, model = claim.order, claim.folder / MODEL_FILE
         task = self._prepared(order)
         if order.kind == OrderKind.SEED:
             return self._seed(task, order, context)
         if order.kind == OrderKind.TRAIN:
-            return self._train(task, order, model, context)
+            return self._train(task, claim, context)
         with _opened(task, order, model) as weights:
             context.phase("evaluate")
             loss, count = task.evaluate(weights)
@@ -106,7 +109,7 @@ class Session:
 
     def _prepared(self, order: Order) -> Task:
         """The run's task, built anew only where the run or its settings are not the last ones."""
-        key = (order.run, order.task)
+        key = (order.run, _lasting(order.task))
         if self._task is None or key != self._task_key:
             self._task, self._state_of = None, None  # frees the old one's memory first
             spec = TaskSpec.from_json(order.task)
@@ -134,44 +137,42 @@ class Session:
         )
         return result, file
 
-    def _train(self, task: Task, order: Order, model: Path, context: OrderContext) -> tuple[Result, Path]:
-        fingerprint = _fingerprint(order)
+    def _train(self, task: Task, claim: Claim, context: OrderContext) -> tuple[Result, Path]:
+        order, fingerprint = claim.order, _fingerprint(claim.order)
         done = self._checkpoints.find(order.run, order.id)
         if done is None or done.facts.fingerprint != fingerprint or not done.update.exists():
             if done is not None:  # of an earlier run of the same name
                 self._checkpoints.remove(order.run, order.id)
-            done = self._make(task, order, model, fingerprint, context)
+            done = self._make(task, claim, fingerprint, context)
         file = self._checkpoints.outgoing(done)
         self._checkpoints.keep(order.run, {order.id, order.parent, *order.returned})
         return done.facts.result, file
 
-    def _make(
-        self, task: Task, order: Order, model: Path, fingerprint: str, context: OrderContext
-    ) -> Checkpoint:
+    def _make(self, task: Task, claim: Claim, fingerprint: str, context: OrderContext) -> Checkpoint:
         """Do the work and keep its checkpoint."""
+        order, model = claim.order, claim.folder / MODEL_FILE
         if order.steps < 1:
             raise BadOrder(f"an order to train asks for {order.steps} steps; at least one is needed")
+        promise = promise_of(claim)
+        _check_private(task, order, promise)
         context.phase("load")
-        start = self._restore(task, order)
+        start = self._restore(task, order, promise.digest)
         with _opened(task, order, model) as weights, self._checkpoints.draft(order.run, order.id) as draft:
+            header = _header(task, order)
+            Release.check(promise, header)
             eval_loss, eval_count = None, 0
             if order.evaluate:
                 context.phase("evaluate")
                 eval_loss, eval_count = task.evaluate(weights)
             context.phase("train")
             self._state_of = None  # until the work is kept, memory equals no checkpoint
-            work = Work(order.run, order.seed, order.round, order.site, order.steps, start.steps)
-            outcome = task.train(weights, work, context)
-            context.phase("encode")
-            update = write_update(
-                draft / UPDATE,
-                draft / RESIDUAL,
-                _header(task, order),
-                order.seed,
-                outcome.pseudo_gradient,
-                start.carried,
-                context.alive,
+            work = Work(
+                order.run, order.seed, order.round, order.site, order.steps, start.steps, promise.record
             )
+            outcome = task.train(weights, work, _Quiet(context) if promise.digest else context)
+            context.phase("encode")
+            release = Release(promise, header, outcome, context.alive)
+            update = release.write(draft / UPDATE, draft / RESIDUAL, order.seed, start.carried)
             result = Result(
                 order.id,
                 file=UPDATE,
@@ -180,12 +181,14 @@ class Session:
                 weight=outcome.weight,
                 steps=outcome.steps,
                 norm=update.norm,
-                train_loss=outcome.loss,
+                train_loss=None if promise.digest else outcome.loss,
                 eval_loss=eval_loss,
                 eval_count=eval_count,
                 notes=start.notes,
+                within=release.within,
             )
-            facts = Facts(order.id, fingerprint, task.layout().digest, start.steps + outcome.steps, result)
+            steps = start.steps + outcome.steps
+            facts = Facts(order.id, fingerprint, task.layout().digest, steps, result, promise.digest)
             if self._checkpoints.commit(draft, facts, task.state()):
                 self._state_of = order.id
         kept = self._checkpoints.find(order.run, order.id)
@@ -193,8 +196,11 @@ class Session:
             raise StorageError(f"the checkpoint of {order.id} cannot be read back; check the mailbox's disk")
         return kept
 
-    def _restore(self, task: Task, order: Order) -> Start:
-        """Bring the task to the parent's state, or to a fresh one with a note where that is lost."""
+    def _restore(self, task: Task, order: Order, promise: str) -> Start:
+        """Bring the task to the parent's state, or to a fresh one with a note where that is lost.
+
+        What was made under another promise about noise counts as lost: nothing un-noised may come along.
+        """
         notes: list[str] = []
         digest = task.layout().digest
         parent: Checkpoint | None = None
@@ -204,6 +210,8 @@ class Session:
             try:
                 if parent is None or parent.facts.layout_digest != digest:
                     raise StorageError("it is not in the mailbox")
+                if parent.facts.promise != promise and promise:
+                    raise StorageError("it was made under another promise of privacy")
                 if parent.residual is not None:
                     ResidualFile.open(parent.residual, task.layout().num_elements).close()
                 if self._state_of != order.parent:
@@ -220,7 +228,7 @@ class Session:
             self._state_of = wanted
         returned = []
         for order_id in order.returned:
-            path = self._returned(order, order_id, digest)
+            path = self._returned(order, order_id, digest, promise)
             if path is None:
                 notes.append(
                     f"the update of {order_id} is no longer here, so it cannot go back into the residual"
@@ -230,9 +238,9 @@ class Session:
         carried = Carried(parent.residual if parent else None, returned)
         return Start(parent.facts.steps if parent else 0, carried, tuple(notes))
 
-    def _returned(self, order: Order, order_id: str, layout_digest: str) -> Path | None:
+    def _returned(self, order: Order, order_id: str, layout_digest: str, promise: str) -> Path | None:
         checkpoint = self._checkpoints.find(order.run, order_id)
-        if checkpoint is None:
+        if checkpoint is None or (checkpoint.facts.promise != promise and promise):
             return None
         try:
             with UpdateReader(checkpoint.update) as reader:
@@ -240,6 +248,39 @@ class Session:
         except FedtrainError:
             return None
         return checkpoint.update if fits else None
+
+
+class _Quiet:
+    """A task's line to the process on which no training loss goes out: nobody noised it."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def step_done(self, steps: int, loss: float | None, weight: int) -> None:
+        """Steps and weight only."""
+        self._context.step_done(steps, None, weight)
+
+    def pause(self, seconds: float) -> None:
+        """As the context."""
+        self._context.pause(seconds)
+
+
+def _check_private(task: Task, order: Order, promise: Promise) -> None:
+    if promise.record is not None and not hasattr(task, "units"):
+        raise BadOrder(
+            f"{order.id} promises privacy of records, and the task cannot train with it: it has no `units`"
+        )
+
+
+def _lasting(task: str) -> str:
+    """The task section without what is promised of whole updates: a clip may adapt from round to round, and
+    no task works by it."""
+    try:
+        plain = json.loads(task)
+        plain["terms"]["privacy"].pop("site", None)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return task
+    return json.dumps(plain, sort_keys=True)
 
 
 def _opened(task: Task, order: Order, path: Path) -> ModelReader:

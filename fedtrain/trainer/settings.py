@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedtrain.errors import ConfigError
@@ -79,6 +79,14 @@ class Section:
             raise self._error(name, f"{value!r} is neither a text nor a list of texts")
         return tuple(items)
 
+    def numbers(self, name: str, default: tuple[float, ...] | None = None) -> tuple[float, ...]:
+        """A list of finite numbers; a single number is a list of one."""
+        value = self._take(name, default)
+        items = value if isinstance(value, (list, tuple)) else (value,)
+        if not all(type(item) in (int, float) and abs(item) <= 1e12 for item in items):
+            raise self._error(name, f"{value!r} is neither a number nor a list of numbers up to 1e12")
+        return tuple(float(item) for item in items)
+
     def section(self, name: str) -> Section:
         """A nested mapping, empty where it is absent."""
         return Section(self._take(name, {}), f"{self._key}.{name}", self._file)
@@ -108,12 +116,20 @@ class TaskSpec:
     Attributes:
         name: which task; `data`: which data set of the site, "" for none.
         model, training: the task's own settings, to be read to the `end` by the task.
+        terms: what the run promises; the agent has agreed to it, and the session keeps it.
     """
 
     name: str
     data: str
     model: Mapping[str, Any]
     training: Mapping[str, Any]
+    terms: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def private(self) -> bool:
+        """Whether the run promises noise in every training step, so models have to be fit for it."""
+        privacy = self.terms.get("privacy")
+        return isinstance(privacy, Mapping) and privacy.get("record") is not None
 
     @classmethod
     def from_json(cls, text: str) -> TaskSpec:
@@ -131,10 +147,10 @@ class TaskSpec:
         name, data = section.text("name"), section.text("data", "")
         for part in ("model", "training", "terms"):
             section.section(part)
-        section.texts("access", ())  # this and the terms were for the agent, which has agreed to them
+        section.texts("access", ())  # was for the agent, which has agreed to it
         section.end()
         assert isinstance(plain, Mapping)
-        return cls(name, data, plain.get("model", {}), plain.get("training", {}))
+        return cls(name, data, plain.get("model", {}), plain.get("training", {}), plain.get("terms", {}))
 
     def model_section(self) -> Section:
         """The model's settings, to be read key by key."""

@@ -39,13 +39,14 @@ def write_public(path: Path, data: bytes) -> None:
     _write(path, data, 0o644)
 
 
-def read_private(path: Path, missing: str) -> bytes:
+def read_private(path: Path, missing: str, bytes_max: int = FILE_BYTES_MAX) -> bytes:
     """The bytes of a secret file.
 
     Args:
         missing: what to tell a person if there is no such file: where it comes from.
+        bytes_max: larger ones are refused.
     """
-    data, mode = _read(path, missing)
+    data, mode = _read(path, missing, bytes_max)
     if mode & 0o077:
         raise ConfigError(
             f"other users of this machine can read this secret (mode {mode:04o}): run `chmod 600 {path}`,"
@@ -89,19 +90,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path, missing: str) -> tuple[bytes, int]:
+def _read(path: Path, missing: str, bytes_max: int = FILE_BYTES_MAX) -> tuple[bytes, int]:
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read(FILE_BYTES_MAX + 1)
+            data = file.read(bytes_max + 1)
     except FileNotFoundError as error:
         raise ConfigError(missing, file=str(path)) from error
     except OSError as error:
         raise ConfigError(
             f"cannot be read ({error.strerror}): check its owner and mode", file=str(path)
         ) from error
-    if len(data) > FILE_BYTES_MAX:
-        raise ConfigError(
-            f"has more than {FILE_BYTES_MAX} bytes, so fedtrain did not write it", file=str(path)
-        )
+    if len(data) > bytes_max:
+        raise ConfigError(f"has more than {bytes_max} bytes, so fedtrain did not write it", file=str(path))
     return data, mode

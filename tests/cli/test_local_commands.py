@@ -168,7 +168,7 @@ def test_agent_gets_the_site_file(fedtrain: Any, tmp_path: Path, monkeypatch: py
     ((settings, once),) = given
     assert once and settings.site == "north" and settings.proxy == "localhost:3128"
     assert settings.contract.runs == ("a",) and settings.state == tmp_path / "state"
-    assert settings.contract.gpu_hours_max == 5 and settings.unenforced == ()
+    assert settings.contract.gpu_hours_max == 5 and settings.ledger == tmp_path / "state" / "ledger.sqlite"
 
 
 def test_agent_without_site_file_is_told(fedtrain: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedtrain.config import load_peer, peer_template
-from fedtrain.core.contract import Approval, Contract, Hours, Models, Require, Rights
+from fedtrain.core.contract import Approval, Budget, Contract, Hours, Models, Require, Rights
 from fedtrain.errors import ConfigError
 
 PEER = """\
@@ -66,14 +66,20 @@ def test_contract_reaches_the_agent_whole(tmp_path: Path) -> None:
         hours=Hours(0, 1440, "Europe/Berlin"),
         upload_max_per_day_bytes=10**10,
         gpu_hours_max=500.0,
+        budgets={"corpus": Budget("record", 8.0, 1e-5)},
     )
     assert load_peer(written(tmp_path, PEER)).terms() == expected
 
 
-def test_unenforced_clauses_are_listed(tmp_path: Path) -> None:
-    """Clauses that this version does not enforce are listed by name, and the harmless ones are not."""
-    clauses = load_peer(written(tmp_path, PEER)).unenforced()
-    assert [clause.split(":")[0] for clause in clauses] == ["datasets.corpus.privacy"]
+def test_the_ledger_lies_where_the_file_says_and_never_with_the_trainer(tmp_path: Path) -> None:
+    """It is in the state folder unless agents of several consortia share one; not in the mailbox."""
+    assert load_peer(written(tmp_path, PEER)).ledger == str(tmp_path / "state" / "ledger.sqlite")
+    shared = PEER.replace("state: state", "ledger: ../site.sqlite\nstate: state")
+    assert load_peer(written(tmp_path, shared)).ledger == str(tmp_path.parent / "site.sqlite")
+    open_to_all = PEER.replace("state: state", "ledger: mailbox/site.sqlite\nstate: state")
+    with pytest.raises(ConfigError) as caught:
+        load_peer(written(tmp_path, open_to_all))
+    assert caught.value.key == "ledger" and "mailbox" in str(caught.value)
 
 
 EVERY_CLAUSE = """\
@@ -89,6 +95,7 @@ def test_every_clause_reaches_the_agent(tmp_path: Path) -> None:
     text = PEER.replace("energy:", EVERY_CLAUSE)
     for old, new in (
         ("{masked: false}", "{masked: true, epsilon_max: 3, unit: group}"),
+        ("approval: automatic", "partners: {uka: KEY}\n  approval: automatic".replace("KEY", "cd" * 32)),
         ("00:00-24:00", "20:15-06:00"),
         ("use: non-economic", "use: economic"),
         ("approval: automatic", "approval: manual"),
@@ -106,6 +113,7 @@ def test_every_clause_reaches_the_agent(tmp_path: Path) -> None:
     assert (contract.organisations_min, contract.upload_max_per_round_bytes) == (3, 2_000_000)
     assert contract.licences == ("Apache-2.0", "CC-*") and contract.use == "economic"
     assert contract.hours == Hours(20 * 60 + 15, 6 * 60, "Europe/Berlin")
+    assert contract.partners == {"uka": "cd" * 32}
     assert contract.require == Require(True, 3.0, "group") and contract.approval is Approval.MANUAL
 
 
@@ -114,7 +122,6 @@ def test_template_is_a_valid_site_that_allows_nothing(tmp_path: Path) -> None:
     peer = load_peer(written(tmp_path, peer_template("north", "10.0.0.1:7443")))
     assert (peer.site, peer.coordinator, peer.proxy) == ("north", "10.0.0.1:7443", None)
     assert peer.contract.runs == () and peer.contract.tasks == () and not peer.datasets
-    assert peer.unenforced() == ()
 
 
 def test_template_with_its_examples_uncommented_is_valid(tmp_path: Path) -> None:
@@ -157,7 +164,7 @@ WRONG = [
     ("path: /data/corpus/*.txt", "path: [1]", 9, "datasets.corpus.path[0]", ["1", "string"]),
     ("read: false", "read: sometimes", 12, "datasets.corpus.rights.read", ["'sometimes'"]),
     ("epsilon_max: 8.0", "epsilon_max: 0", 13, "datasets.corpus.privacy.epsilon_max", ["greater than 0"]),
-    ("delta: 1.0e-5", "delta: 1.0", 13, "datasets.corpus.privacy.delta", ["less than 1"]),
+    ("delta: 1.0e-5", "delta: 1.0", 13, "datasets.corpus.privacy.delta", ["0.01"]),
     ("cohort_min: 2", "cohort_min: none", 17, "contract.cohort_min", ["'none'", "integer"]),
     ("cohort_min: 2", "cohort_min: 0", 17, "contract.cohort_min", ["0"]),
     ("masked: false", "masked: maybe", 18, "contract.require.masked", ["'maybe'"]),

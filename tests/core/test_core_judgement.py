@@ -46,7 +46,7 @@ TRICKS = {
     "terms": ('{"name":"tiny","terms":[]}', "terms is no section"),
     "unknown term": ('{"name":"tiny","terms":{"uses":"economic"}}', "terms.uses is a word"),
     "use": ('{"name":"tiny","terms":{"use":"non\\u2010economic"}}', "non\\u2010economic"),
-    "masked": ('{"name":"tiny","terms":{"privacy":{"masked":"true"}}}', "neither true nor false"),
+    "masked": ('{"name":"tiny","terms":{"privacy":{"masked":"true"}}}', "terms.privacy.masked is no section"),
     "mechanism": ('{"name":"tiny","terms":{"privacy":{"magic":1}}}', "terms.privacy.magic"),
 }
 
@@ -96,13 +96,25 @@ CLAUSES: dict[str, tuple[Contract, Order, str]] = {
     "epsilon": (
         replace(ALLOWS, require=Require(epsilon_max=3)),
         FIRST,
-        "contract.require.epsilon_max is 3, and this run has no record-level epsilon",
+        "contract.require.epsilon_max is 3, and this run promises no epsilon",
     ),
     "unit": (replace(ALLOWS, require=Require(unit="group")), FIRST, "contract.require.unit is group"),
-    "promise": (
+    "impossible": (
         ALLOWS,
-        asking(terms={"privacy": {"masked": True}}),
-        "this version has no privacy mechanisms",
+        asking(
+            terms={
+                "privacy": {
+                    "site": {
+                        "clip": 1.0,
+                        "noise_multiplier": 1.0,
+                        "delta": 1e-5,
+                        "rounds_total": 5,
+                        "noise": "distributed",
+                    }
+                }
+            }
+        ),
+        "hides no single update unless the sum is masked",
     ),
     "padded": (replace(ALLOWS, cohort_min=3), replace(FIRST, cohort=("a", "b", "b", "b")), "shared by 2"),
     "hours": (

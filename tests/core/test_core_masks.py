@@ -8,7 +8,7 @@ import pytest
 from core_script import Script
 from masked_script import ALLOWS, TASK, Consortium
 
-from fedtrain.core import agent, canonical, effects as fx, events as ev, masks
+from fedtrain.core import agent, effects as fx, events as ev, masks
 from fedtrain.core.contract import Approval
 from fedtrain.core.state import MaskStage, Phase, Standing
 
@@ -107,6 +107,18 @@ def test_too_many_drop_out_and_nothing_is_released() -> None:
     assert {order.split(".")[2] for order in second.counted} == {"2"}
 
 
+def test_a_stopped_run_calls_off_those_who_have_delivered_too() -> None:
+    """Their secrets wait for a question that nobody asks any more."""
+    world = Consortium("abcde")
+    world.script.aggregate()
+    world.mute |= {("e", "update")}
+    world.settle()
+    assert any(world.sites[name].state.masks for name in "abcd")
+    world.script.tell(ev.RunStopped, run="run", by="operator")
+    world.settle()
+    assert not any(site.state.masks or site.state.held for site in world.sites.values())
+
+
 def test_no_seat_and_no_parent_is_kept_from_a_session_that_failed() -> None:
     """Updates of an abandoned masked attempt count nowhere, and no site goes on from the work for them."""
     world = Consortium("abcde")
@@ -140,7 +152,9 @@ def test_a_site_that_is_lost_and_back_says_the_same_words() -> None:
 
 
 def test_a_withdrawal_while_unmasking_ends_the_session() -> None:
-    """Whoever takes its consent back before the sum is out is not in any sum: all begin anew without it."""
+    """Whoever takes its consent back before the sum is out is not in any sum. Shares may have been given for
+    the set that it was in, so the others open no sum without it: people have to decide.
+    """
     world = Consortium("abcde")
     world.script.aggregate()
     world.mute |= {(name, "opened") for name in "abcde"}
@@ -148,8 +162,47 @@ def test_a_withdrawal_while_unmasking_ends_the_session() -> None:
     assert world.phase is Phase.UNMASKING and world.stage is MaskStage.OPEN
     world.script.withdraw("e")
     assert world.script.run.records[-1].version is None
+    assert world.phase is Phase.WAITING
+    reason = world.script.run.reason
+    assert "e is not here" in reason and "take the run back by a version, or stop it" in reason
+
+
+def test_a_withdrawal_before_anybody_is_asked_to_open_costs_an_attempt() -> None:
+    """As long as no share can have been given, the next attempt is made without the site."""
+    world = Consortium("abcde")
+    world.script.aggregate()
+    world.mute |= {(name, "affirmation") for name in "abcde"}
+    world.settle()
+    world.script.withdraw("e")
     opened = world.script.run.round
-    assert opened is not None and opened.attempt == 2 and "e" not in opened.seats
+    assert opened is not None and opened.attempt == 2 and "e" not in opened.seats and not opened.bound
+
+
+def test_a_set_that_was_to_be_opened_is_asked_again_and_no_other() -> None:
+    """Who joins meanwhile waits for the next round: with it in the set nobody would open."""
+    world = Consortium("abcdef")
+    world.script.aggregate()
+    world.mute |= {("f", "update"), *((name, "opened") for name in "bcde")}
+    world.settle()
+    world.lose("f")
+    assert world.stage is MaskStage.OPEN
+    world.back("f")
+    world.mute.clear()
+    world.wait(3_000)
+    again = world.script.run.round
+    assert again is not None and again.attempt == 2 and "".join(again.seats) == "abcde"
+    assert world.phase is Phase.AGGREGATING and "".join(world.sums[-1].survivors) == "abcde"
+
+
+def test_documents_wait_for_consent() -> None:
+    """A proposal that overtook its order would be nobody's: a site hears of a session once it works on it."""
+    world = Consortium("abc")
+    script = world.script
+    script.aggregate()
+    assert not [effect for effect in world._performed if isinstance(effect, fx.Speak)]
+    script.tell(ev.ConsentGiven, order=script.order("a").id)
+    spoken = [effect for effect in world._performed if isinstance(effect, fx.Speak)]
+    assert [(effect.site, effect.topic) for effect in spoken] == [("a", "proposal")]
 
 
 def test_a_copy_of_the_coordinator_burns_the_session() -> None:
@@ -199,9 +252,20 @@ def test_a_second_sum_of_a_round_over_other_sites_is_refused() -> None:
     world.script.lose("f")
     world.settle()
     world.wait(60_000)
+    assert world.phase is Phase.WAITING and "f is not here" in world.script.run.reason
+    state, run = world.script.state, world.script.run
+    assert run.round is not None
+    forgetful = replace(run, round=replace(run.round, bound=()))
+    world.script._driver.state = replace(state, runs={"run": forgetful})  # as a copy from before would be
+    world.script.tell(ev.RunResumed, run="run", by="operator")
+    world.settle()
+    for _ in range(5):
+        world.wait(3_000)
     for name in "abcde":
         assert any("another set" in reason for reason in world.sites[name].burnt.values())
         assert not any(topic == "opened" and ".1.2." in order for order, topic in world.sites[name].said)
+    told = [seat.reason for record in world.script.run.records for seat in record.seats.values()]
+    assert any("another set would tell single updates apart" in reason for reason in told)
 
 
 def test_a_held_update_is_masked_when_it_is_let_go() -> None:
@@ -243,126 +307,6 @@ def test_an_upload_before_its_turn_is_not_awaited() -> None:
     before = world.script.state
     world.script.store("a")
     assert world.script.run.round == before.runs["run"].round
-
-
-# -- what burns a session ------------------------------------------------------------------------
-
-
-def stopped_at(topic: str, names: str = "abcde") -> tuple[Consortium, str]:
-    """A consortium in which the coordinator's document of this topic has not reached site a yet."""
-    world = Consortium(names)
-    world.script.aggregate()
-    answer = {"keys": "advert", "delivery": "boxes", "survivors": "update", "unmask": "affirmation"}[topic]
-    world.mute.add(("b", answer))
-    world.settle()
-    return world, world.order("a")
-
-
-def lie(world: Consortium, order: str, topic: str, document: object, fault: str = "") -> str:
-    """What site a makes of these words: the reason with which it burns its session, "" if it does not."""
-    text = document if isinstance(document, str) else masks.spelled(document)
-    world.speak(fx.Speak("a", order, topic, text), fault)
-    return world.sites["a"].burnt.get(order, "")
-
-
-def session_of(world: Consortium, order: str) -> str:
-    return world.sites["a"].state.masks[order].session
-
-
-def test_other_words_on_a_topic_burn_the_session() -> None:
-    """A second proposal, of another cohort, model or plan, ends it; the order fails with the reason."""
-    world, order = stopped_at("keys")
-    first = canonical.decode(masks.Proposal, world.heard[order]["proposal"])
-    assert "where its keys was due" in lie(world, order, "proposal", replace(first, model="0" * 64))
-    assert world.sites["a"].reports and world.sites["a"].stage(order) is agent.SeatStage.BURNT
-
-
-@pytest.mark.parametrize("field", ["model", "layout", "plan", "codec", "ring_bits", "threshold", "round"])
-def test_a_proposal_that_is_not_the_orders_is_burnt(field: str) -> None:
-    """Whatever differs from the order that was accepted is refused by name."""
-    world = Consortium("abcde")
-    world.script.aggregate()
-    order = world.script.order("a")
-    world.sites["a"].tell(agent.OrderReceived, order=order, day=0, minute=0)
-    proposal = masks.propose(1, order, {name: f"key-{name}" for name in "abcde"})
-    found = getattr(proposal, field)
-    wrong = replace(proposal, **{field: found + 1 if isinstance(found, int) else "0" * 64})
-    assert f"the proposal's {field} is not the order's" in lie(world, order.id, "proposal", wrong)
-
-
-def test_a_strange_key_in_a_partners_place_is_burnt() -> None:
-    """A pinned partner, and one that came before with another key, are told by the key that is shown."""
-    pinned = Consortium("abc", contract=replace(ALLOWS, partners={"b": "another key"}))
-    assert all("contract.partners.b" in next(iter(s.burnt.values())) for s in pinned.sites.values())
-    world = Consortium("abcde")
-    world.script.tell(
-        ev.MemberEnrolled, name="b", role="site", invite="again", key_digest="k", certificate="",
-        message_key="key-of-somebody-else",
-    )  # fmt: skip
-    world.script.tell(ev.SumRefused, run="run", round=1, attempt=1, reason="")
-    world.settle()
-    reasons = [reason for site in world.sites.values() for reason in site.burnt.values()]
-    assert reasons and all("write its key at contract.partners.b" in reason for reason in reasons)
-    assert world.script.run.paused.startswith("round 1 was abandoned 5 times")
-
-
-@pytest.mark.parametrize(
-    ("survivors", "reason"),
-    [
-        ("abc", "the session needs 4"),
-        ("bcde", "left out"),
-        ("abcdef", "not named before"),
-        ("aabcd", "named twice"),
-    ],
-)
-def test_survivors_that_cannot_be_are_burnt(survivors: str, reason: str) -> None:
-    """Too few, without this site, strangers, or one name twice."""
-    world, order = stopped_at("survivors")
-    said = masks.Survivors(session_of(world, order), tuple(survivors))
-    assert reason in lie(world, order, "survivors", said)
-
-
-def test_shares_are_given_for_the_affirmed_set_only() -> None:
-    """Another set, too few signatures, or one that does not hold: nothing is opened."""
-    for change, fault, reason in (
-        ({"survivors": tuple("abcd")}, "", "another set"),
-        ({"signatures": {"a": "x"}}, "", "fewer than 4"),
-        ({}, "the affirmation of c does not hold", "the affirmation of c does not hold"),
-        ({"session": "0" * 64}, "", "another set"),
-    ):
-        world, order = stopped_at("unmask")
-        session = session_of(world, order)
-        right = masks.Unmask(session, tuple("abcde"), dict.fromkeys("abcde", "x"))
-        assert reason in lie(world, order, "unmask", replace(right, **change), fault)
-        assert (order, "opened") not in world.sites["a"].said
-
-
-def test_a_session_is_opened_once() -> None:
-    """The same request has the same answer; another one has none, and burns nothing that is left."""
-    world = Consortium("abcde")
-    order = world.order("a")
-    site = world.sites["a"]
-    told = world.heard[order]["unmask"]
-    again = site.tell(agent.StatementReceived, topic="unmask", order=order, document=told)
-    assert again == [agent.SayMasked(order, "opened")]
-    other = replace(canonical.decode(masks.Unmask, told), survivors=tuple("abcd"))
-    assert site.tell(
-        agent.StatementReceived, topic="unmask", order=order, document=masks.spelled(other)
-    ) == []  # fmt: skip
-
-
-def test_small_sets_break_the_contract_at_every_stage() -> None:
-    """cohort_min holds for the keys, the sharers and the survivors, not for the order alone."""
-    strict = replace(ALLOWS, cohort_min=5)
-    for topic, answer in (("keys", "advert"), ("delivery", "boxes")):
-        world = Consortium("abcde", contract=strict)
-        world.script.aggregate()
-        world.mute.add(("e", answer))
-        world.settle()
-        world.lose("e")
-        world.wait(20_000)
-        reasons = [reason for site in world.sites.values() for reason in site.burnt.values()]
-        assert reasons and all("contract.cohort_min is 5" in reason for reason in reasons), topic
 
 
 def test_a_plain_order_is_not_masked() -> None:

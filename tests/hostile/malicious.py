@@ -35,6 +35,7 @@ from fedtrain.trust.folders import (
 )
 from fedtrain.trust.identity import Role
 from fedtrain.trust.invites import make_invite
+from fedtrain.wire.chunks import frame
 from fedtrain.wire.client import CoordinatorClient
 from fedtrain.wire.handlers import Handlers
 from fedtrain.wire.options import channel_credentials, server_credentials
@@ -88,13 +89,19 @@ def a_model(size_bytes: int = 40, layout: str = LAYOUT, *deltas: tuple[int, str,
 
 @dataclass
 class Malice:
-    """The other end of the wire. `heard` is all that the site says, `fetched` and `offered` what it moves."""
+    """The other end of the wire. `heard` is all that the site says, `fetched` and `offered` what it moves.
+
+    `files` can be had. With `stalls` no offer is answered before it is `over`, so orders stay in hand.
+    """
 
     keys: CoordinatorKeys
     epoch: int = 5
     heard: list[msg.FromPeer] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     offered: list[msg.Offer] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    stalls: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
     _script: asyncio.Queue[tuple[int, msg.ToPeer]] = field(default_factory=asyncio.Queue)
 
@@ -143,11 +150,15 @@ class Malice:
 
     async def fetch(self, caller: Caller, digest: str, offset: int) -> AsyncIterator[bytes]:
         self.fetched.append(digest)
-        raise NotFoundError("nothing is here")
-        yield b""
+        if digest not in self.files:
+            raise NotFoundError("nothing is here")
+        yield frame(offset, self.files[digest][offset:], digest)
 
     async def offer(self, caller: Caller, offer: msg.Offer) -> msg.Missing:
         self.offered.append(offer)
+        self._moved.set()
+        if self.stalls:
+            await self.over.wait()
         raise NotFoundError("nothing was asked for")
 
 
@@ -214,6 +225,7 @@ async def malice_in(folder: Path, contract: Contract = CONTRACT) -> AsyncIterato
             try:
                 yield malice, Victim(agent, settings, member, journal, Mailbox(settings.mailbox))
             finally:
+                malice.over.set()
                 session.cancel()
                 await asyncio.gather(session, return_exceptions=True)
                 await agent.stop()

@@ -49,6 +49,7 @@ def raw(task: str) -> Order:
 
 
 UNREADABLE = "the order's task cannot be judged"
+RECORD = {"epsilon": 1, "delta": 1e-5, "clip": 1.0, "steps_total": 10, "sampling_rate": 0.1}
 PRIVATE = {"clauses": {"require": Require(masked=True, epsilon_max=2.0, unit="group")}}
 
 TRICKS: dict[str, Trick] = {
@@ -92,19 +93,17 @@ TRICKS: dict[str, Trick] = {
     ),
     "no roster": Trick(an_order(), "contract.organisations_min is 2", {"organisations_min": 2}),
     "plain instead of masked": Trick(an_order(), "contract.require.masked is true", **PRIVATE),
-    "masks that nobody has": Trick(terms(privacy={"masked": True}), "no privacy mechanisms"),
+    "masks without their terms": Trick(terms(privacy={"masked": True}), "terms.privacy.masked is no section"),
     "no epsilon": Trick(an_order(), "contract.require.epsilon_max is 2", **PRIVATE),
     "a larger epsilon": Trick(
-        terms(privacy={"masked": True, "record": {"epsilon": 8, "unit": "group"}}),
+        terms(privacy={"masked": {}, "record": {**RECORD, "epsilon": 8, "unit": "group"}}),
         "contract.require.epsilon_max is 2, this run's is 8",
         **PRIVATE,
     ),
     "an epsilon that is no number": Trick(
-        terms(privacy={"record": {"epsilon": True, "unit": "group"}}), "epsilon_max is 2", **PRIVATE
+        terms(privacy={"record": {**RECORD, "epsilon": True}}), "record.epsilon is no number", **PRIVATE
     ),
-    "another unit": Trick(
-        terms(privacy={"record": {"epsilon": 1, "unit": "record"}}), "contract.require.unit", **PRIVATE
-    ),
+    "another unit": Trick(terms(privacy={"record": RECORD}), "contract.require.unit", **PRIVATE),
     "another layout": Trick(
         an_order(**TRAIN), "contract.models.layouts", {"models": Models(layouts=("e" * 64,))}
     ),

@@ -43,6 +43,7 @@ class Workplace:
         self.mailbox = Mailbox(folder / "mailbox")
         self.mailbox.create()
         self.abandoned: list[tuple[str, str]] = []
+        self.freed: list[str] = []
         self.trainers: Trainers | None = None
 
     def make(self, script: str) -> Trainers:
@@ -54,6 +55,7 @@ class Workplace:
             self.folder,
             self.folder / "trainer.log",
             lambda order, reason: self.abandoned.append((order, reason)),
+            self.freed.append,
         )
         return self.trainers
 
@@ -181,6 +183,7 @@ async def test_a_program_that_is_not_there_is_a_reason(workplace: Workplace, tmp
         tmp_path,
         tmp_path / "trainer.log",
         lambda order, reason: workplace.abandoned.append((order, reason)),
+        workplace.freed.append,
     )
     made.want(ORDER.id)
     await workplace.until(lambda: workplace.abandoned)
@@ -191,7 +194,10 @@ async def test_a_silent_claim_goes_back(workplace: Workplace, tmp_path: Path) ->
     """A claim whose heartbeat stands still for the lease is there for other trainers again."""
     workplace.mailbox.post(ORDER, None)
     assert workplace.mailbox.claim("slurm-4711")
-    external = Trainers(workplace.mailbox, (), tmp_path, tmp_path / "trainer.log", lambda *_: None)
+    freed: list[str] = []
+    external = Trainers(
+        workplace.mailbox, (), tmp_path, tmp_path / "trainer.log", lambda *_: None, freed.append
+    )
     external.want(ORDER.id)
     workplace.mailbox.beat("slurm-4711", 1, ORDER.id)
     await external.look(0)

@@ -175,3 +175,18 @@ def test_an_unmarked_mailbox_keeps_the_makers_rights(site):
     site.mailbox.findings_folder.chmod(0o2755)
     site.mailbox.answer(FINDING)
     assert (site.mailbox.findings_folder / f"{ID}.json").stat().st_mode & 0o020 == 0
+
+
+def test_units_of_a_task_are_counted(site):
+    """The task's own reader says how many units a step can draw from; what it cannot say is a sentence."""
+    datasets = read_datasets(site.peer)
+    order = site.order("train", 1)
+    units, failure = probing.count_units(order.task, "record", datasets)
+    assert units > 0 and failure == ""
+    nothing = json.dumps({**json.loads(order.task), "data": "elsewhere"})
+    assert probing.count_units(nothing, "record", datasets)[0] == 0
+    assert "elsewhere" in probing.count_units(nothing, "record", datasets)[1]
+    site.mailbox.ask(Probe(ID, task=order.task, unit="record"))
+    assert main([str(site.mailbox.folder), "--data", str(site.peer), "--probe", ID]) == 0
+    found = site.mailbox.finding(ID)
+    assert (found.units, found.units_failure) == (units, "")

@@ -222,7 +222,7 @@ def test_the_trained_weights_are_the_start_less_the_update(site):
 FAILURES = {
     "unknown task": (
         {"name": "clustering"},
-        "'clustering' is not installed at this site; installed: causal_lm, synthetic",
+        "'clustering' is not installed at this site; installed: causal_lm, classifier, synthetic",
     ),
     "unknown key": ({"training": {"learning_rat": 1.0}}, "learning_rat"),
     "nearest key": ({"training": {"learning_rate": 0.1, "batchsize": 4, "batch_size": 4}}, "'batch_size'"),

@@ -19,6 +19,19 @@ from fedtrain.trainer.tasks.task import Task, Work
 ROOT = Path(__file__).parents[2]
 
 
+CLASSIFIER_TASK = {
+    "name": "classifier",
+    "data": "flowers",
+    "model": {"features": 4, "classes": 3, "hidden": [8], "norm": "group", "low": 0, "high": 8},
+    "training": {"learning_rate": 0.01, "batch_size": 4},
+}
+CLASSIFIER_DATA = """  flowers:
+    path: iris:1/2
+    format: scikit-learn
+    rights: {execute: [classifier]}
+"""
+
+
 class Memory:
     """Weights in memory, as a task reads them."""
 
@@ -68,7 +81,8 @@ def first_weights(task: Task, seed: int = 1) -> Memory:
 @pytest.fixture
 def build(site, language_task, synthetic_task):
     """Builds a small task of a name, with changes to its training section."""
-    plain = {"causal_lm": language_task, "synthetic": synthetic_task}
+    plain = {"causal_lm": language_task, "synthetic": synthetic_task, "classifier": CLASSIFIER_TASK}
+    site.peer.write_text(site.peer.read_text() + CLASSIFIER_DATA)
 
     def make(name: str, **training) -> Task:
         section = {**plain[name], "training": {**plain[name]["training"], **training}}
@@ -145,7 +159,7 @@ def test_a_key_that_the_task_does_not_know_is_refused(build, name):
     with pytest.raises(
         ConfigError, match=r"task\.training\.seconds_per_stp|task\.training\.batch_sizes"
     ) as caught:
-        build(name, **({"batch_sizes": 1} if name == "causal_lm" else {"seconds_per_stp": 1}))
+        build(name, **({"batch_sizes": 1} if name in ("causal_lm", "classifier") else {"seconds_per_stp": 1}))
     assert "did you mean" in str(caught.value)
 
 
@@ -160,7 +174,7 @@ def test_third_parties_add_tasks_by_an_entry_point_and_cannot_take_ours(monkeypa
         "[fedtrain.tasks]\nother = elsewhere:Other\nsynthetic = elsewhere:Other\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert set(installed_tasks()) == {"causal_lm", "synthetic", "other"}
+    assert set(installed_tasks()) == {"causal_lm", "classifier", "synthetic", "other"}
     data = DataSource("", "", {})
     assert type(build_task(TaskSpec("other", "", {}, {}), data)).__name__ == "Other"
     own = build_task(TaskSpec("synthetic", "", {"parameters": 1}, {}), data)

@@ -26,7 +26,7 @@ def demo(
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the run file's seed.")] = None,
     json: Json = False,
 ) -> None:
-    """Train one language model at three sites on this machine, and compare it with training alone."""
+    """Train one model at several sites on this machine, and compare it with training alone."""
     from fedtrain.cli.demo import report
     from fedtrain.cli.demo.show import run_show
 

@@ -19,10 +19,15 @@ from fedtrain.cli.model import save
 from fedtrain.cli.watch import display
 from fedtrain.config import load_run
 from fedtrain.core.spec import RunSpec
+from fedtrain.core.terms import read_asked
 from fedtrain.errors import ConfigError, NotFoundError, RefusedError
+from fedtrain.methods.accounting import solve_noise
 from fedtrain.wire.client import CoordinatorClient
 
 FLOAT32_BYTES = 4
+
+LEARNT_FROM = {"causal_lm": ("text", "byte"), "classifier": ("records", "record")}
+"""Task -> (what its data are, in what a loss is counted)."""
 
 
 def run_show(config: Path | None, wanted: Path | None, seed: int | None, *, quiet: bool) -> Outcome:
@@ -32,9 +37,9 @@ def run_show(config: Path | None, wanted: Path | None, seed: int | None, *, quie
     if seed is not None:
         spec = replace(spec, seed=seed)
     _check_task(spec, config)
+    site_files = _site_files(spec, config)
     folder, lock = claim_folder(wanted)
     try:
-        site_files = sorted((examples() / "peers").glob("*/peer.yaml"))
         count = len(site_files)
         output.note(f"a consortium starts in {folder.absolute()}: one coordinator, {count} sites")
         with running(Consortium(folder, site_files)) as consortium:
@@ -47,12 +52,29 @@ def run_show(config: Path | None, wanted: Path | None, seed: int | None, *, quie
 
 
 def _check_task(spec: RunSpec, config: Path) -> None:
-    """The comparison needs a model of text; say so before anything starts."""
+    """The comparison needs something that is learnt; say so before anything starts."""
     name = json.loads(spec.task)["name"]
-    if name != "causal_lm":
+    if name not in LEARNT_FROM:
         raise ConfigError(
-            f"the demo compares language models, not {name}: use causal_lm", file=str(config), key="task.name"
+            f"the demo compares models that learn, not {name}: use {' or '.join(LEARNT_FROM)}",
+            file=str(config),
+            key="task.name",
         )
+
+
+def _site_files(spec: RunSpec, config: Path) -> list[Path]:
+    """The sites that the run names, or those of the library example for a run that takes all."""
+    peers = examples() / "peers"
+    if not spec.sites:
+        return sorted(peers.glob("*/peer.yaml"))
+    known = {path.parent.name: path for path in peers.rglob("peer.yaml")}
+    if unknown := [name for name in spec.sites if name not in known]:
+        raise ConfigError(
+            f"the demo has no site {unknown[0]!r}; it has {', '.join(sorted(known))}",
+            file=str(config),
+            key="sites.include",
+        )
+    return [known[name] for name in spec.sites]
 
 
 async def _show(consortium: Consortium, config: Path, spec: RunSpec, quiet: bool) -> Outcome:
@@ -64,14 +86,23 @@ async def _show(consortium: Consortium, config: Path, spec: RunSpec, quiet: bool
         await save(export, model)
     consortium.stop()
     problems = _verify(consortium)
-    losses = await _compare(consortium, config, spec)
+    found = await _compare(consortium, config, spec, model)
+    losses = {way: document["loss"] for way, document in found.items()}
     return Outcome(
         run=spec.run,
         seed=spec.seed,
         rounds=view["version"],
-        federated={site: found["loss"] for site, found in view["evaluations"].items()},
+        federated=losses.pop("federated"),
         central=losses.pop("central"),
         local=losses,
+        accuracy={way: document["accuracy"] for way, document in found.items() if document["accuracy"]},
+        learnt_from=LEARNT_FROM[json.loads(spec.task)["name"]],
+        privacy=view["privacy"],
+        stopped={
+            site: seat["reason"]
+            for site, seat in view["last"]["seats"].items()
+            if seat["standing"] != "accepted" and seat.get("reason")
+        },
         traffic=_traffic(view, len(consortium.site_files)),
         seconds=round(time.monotonic() - began, 1),
         model=str(model),
@@ -100,14 +131,45 @@ async def _train(
     return view
 
 
-async def _compare(consortium: Consortium, config: Path, spec: RunSpec) -> dict[str, Mapping[str, float]]:
-    """Each site alone with its own number of steps; central with the same tokens as all together."""
+async def _compare(
+    consortium: Consortium, config: Path, spec: RunSpec, model: Path
+) -> dict[str, dict[str, Any]]:
+    """Each site alone with its own number of steps; central with the same tokens as all together.
+
+    Where the run promises privacy, they keep the same. Then all data in one place take as many steps as one
+    site, because each of them draws from the data of all.
+    """
     files = {site: consortium.site_file(site) for site in sorted(consortium.site_files)}
-    steps = spec.rounds * spec.steps
-    baselines = [Baseline("central", tuple(files.values()), steps * len(files))]
-    baselines += [Baseline(site, (path,), steps) for site, path in files.items()]
-    found = await measure(baselines, config, list(files.values()), spec.seed, consortium.folder / "baselines")
-    return dict(found)
+    steps, private = spec.rounds * spec.steps, _private(spec)
+    everything = tuple(files.values())
+    baselines = [
+        Baseline("federated", (), 0, model=model),
+        Baseline("central", everything, steps if private else steps * len(files), private),
+        *(Baseline(site, (path,), steps, private) for site, path in files.items()),
+    ]
+    return await measure(baselines, config, list(everything), spec.seed, consortium.folder / "baselines")
+
+
+def _private(spec: RunSpec) -> dict[str, Any] | None:
+    """The plan of the run's private steps, the same for every number of records; None for plain steps."""
+    record = read_asked(spec.task).record
+    if record is None:
+        return None
+    if record.sampling_rate is None:
+        raise ConfigError(
+            "the demo compares runs with one sampling rate for all data: give one",
+            key="privacy.record.sampling_rate",
+        )
+    noise = solve_noise(
+        record.epsilon, record.delta, record.sampling_rate, record.steps_total, record.accountant
+    )
+    return {
+        "clip": record.clip,
+        "noise_multiplier": noise,
+        "sampling_rate": record.sampling_rate,
+        "unit": record.unit,
+        "mode": record.mode,
+    }
 
 
 def _verify(consortium: Consortium) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtrain.core import canonical
+from fedtrain.core.charges import Permit
 from fedtrain.core.orders import ORDER_ID, Order, Progress, Result
 from fedtrain.errors import BadMailbox, ConfigError, LocalError
 from fedtrain.storage.filesystem import disk_errors
@@ -16,6 +17,7 @@ from fedtrain.storage.mailbox.documents import (
     CLAIM_FILE,
     MODEL_FILE,
     ORDER_FILE,
+    PERMIT_FILE,
     RESULT_FILE,
     RESULT_FILES,
     TRAINER_ID,
@@ -38,10 +40,14 @@ ORDERS, CLAIMS, RESULTS, PROGRESS, TRAINERS, CHECKPOINTS, PROBES, FINDINGS = FOL
 
 @dataclass(frozen=True)
 class Claim:
-    """An order that this trainer has taken; `folder` holds `MODEL_FILE` if the order has a model."""
+    """An order that this trainer has taken; `folder` holds `MODEL_FILE` if the order has a model.
+
+    `permit`: what an order that promises privacy is charged for; None for one that promises none.
+    """
 
     order: Order
     folder: Path
+    permit: Permit | None = None
 
 
 class Mailbox:
@@ -107,7 +113,7 @@ class Mailbox:
 
     # The agent's side.
 
-    def post(self, order: Order, model_path: Path | None) -> None:
+    def post(self, order: Order, model_path: Path | None, permit: Permit | None = None) -> None:
         """Put an order, and the model it starts from, before the trainers.
 
         Posting an order that is already posted, claimed or answered changes nothing.
@@ -119,6 +125,8 @@ class Mailbox:
                 return
 
             def add_model(inside: int) -> None:
+                if permit is not None:
+                    entries.write_file(inside, PERMIT_FILE, canonical.encode(permit))
                 if model_path is not None:
                     entries.share_file(model_path, inside, MODEL_FILE)
 
@@ -183,14 +191,16 @@ class Mailbox:
     def expire(self, order_id: str) -> None:
         """Give an expired claim back to the other trainers; a claim that is gone is fine.
 
-        The first claimer may still be at work: whoever publishes first wins.
+        The first claimer may still be at work: whoever publishes first wins. An order with a permit is
+        taken away instead: the permit was for one execution, and the agent posts it anew with another.
         """
         check_order_id(order_id)
         with self._open(f"expire the claim of {order_id}", ORDERS, CLAIMS) as (orders, claims):
             try:
                 with entries.open_folder(order_id, claims) as inside:
                     entries.remove(inside, CLAIM_FILE)
-                if not entries.move_entry(claims, order_id, orders):
+                    spent = entries.exists(inside, PERMIT_FILE)
+                if spent or not entries.move_entry(claims, order_id, orders):
                     entries.remove(claims, order_id)
             except FileNotFoundError:
                 return
@@ -264,9 +274,10 @@ class Mailbox:
                         continue
                     with entries.open_folder(order_id, claims) as inside:
                         entries.write_document(inside, CLAIM_FILE, documents.Claimer(trainer_id))
+                        permit = documents.read_permit(inside, order_id)
                 except (BadMailbox, FileNotFoundError):
                     continue  # unfit, taken by another trainer, or withdrawn at this moment
-                return Claim(order, self.folder / CLAIMS / order_id)
+                return Claim(order, self.folder / CLAIMS / order_id, permit)
         return None
 
     def withdrawn(self, order_id: str) -> bool:

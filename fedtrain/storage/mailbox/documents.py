@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedtrain.core import canonical
+from fedtrain.core.charges import Permit
 from fedtrain.core.orders import DIGEST, ORDER_ID, Order, Progress, Result, parse_order_id
 from fedtrain.errors import BadMailbox, LocalError
 from fedtrain.storage.mailbox import entries
 
 ORDER_FILE = "order.json"
 CLAIM_FILE = "claim.json"
+PERMIT_FILE = "permit.json"
 RESULT_FILE = "result.json"
 MODEL_FILE = "model.safetensors"
 """The public model beside an order."""
@@ -80,6 +82,17 @@ def read_order(orders: int, order_id: str) -> Order:
     _check_names(order.id, order_id)
     check_numbers(order, order_id)
     return order
+
+
+def read_permit(order: int, order_id: str) -> Permit | None:
+    """The permit in an order's folder, None if there is none; `BadMailbox` if it is unfit or another's."""
+    try:
+        permit = entries.read_document(order, PERMIT_FILE, Permit)
+    except FileNotFoundError:
+        return None
+    _check_names(permit.order, order_id)
+    check_numbers(permit, order_id)
+    return permit
 
 
 def read_result(results: int, order_id: str) -> Result:

@@ -27,6 +27,9 @@ ITEMS_MAX = 256
 TEXT_MAX = 4096
 """Characters of any text: paths have fewer."""
 
+TASK_MAX = 200_000
+"""Characters of a task section: it fits into an order's document, and so into a probe's."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -37,6 +40,8 @@ class Probe:
         sockets: Unix sockets that exist where the agent lives, an abstract one with a leading `@`.
         secrets: folder of the agent's keys, which the trainer should not be able to read.
         count_s: seconds that may be spent on counting each data set; 0 to count nothing.
+        task: a task section, whose data set's units are to be counted; "" for none.
+        unit: `record` or `group`, as the task sees them.
     """
 
     id: str
@@ -44,6 +49,8 @@ class Probe:
     sockets: tuple[str, ...] = ()
     secrets: str = ""
     count_s: int = 0
+    task: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ class Finding:
         secrets: names in the agent's folder that could be opened.
         tasks: installed ones.
         counts: data set -> what it holds.
+        units: of the probe's task on its data set; `units_failure`: why they cannot be counted, "" if they
+            can.
     """
 
     probe: str
@@ -94,6 +103,8 @@ class Finding:
     secrets: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     counts: Mapping[str, Count] = field(default_factory=dict)
+    units: int = 0
+    units_failure: str = ""
 
 
 def check_probe_id(probe_id: str) -> None:
@@ -128,7 +139,7 @@ def _check(document: Probe | Finding | Count, expected: str, found: str) -> None
     for part in dataclasses.fields(document):
         value = getattr(document, part.name)
         if isinstance(value, str):
-            _check_text(value, expected)
+            _check_text(value, expected, TASK_MAX if part.name == "task" else TEXT_MAX)
         elif isinstance(value, (tuple, Mapping)):
             if len(value) > ITEMS_MAX:
                 raise BadMailbox(f"mailbox entry {expected!r}: {part.name} has {len(value)} items")
@@ -136,6 +147,6 @@ def _check(document: Probe | Finding | Count, expected: str, found: str) -> None
                 _check_text(item, expected)
 
 
-def _check_text(text: str, name: str) -> None:
-    if len(text) > TEXT_MAX or "\0" in text:
+def _check_text(text: str, name: str, most: int = TEXT_MAX) -> None:
+    if len(text) > most or "\0" in text:
         raise BadMailbox(f"mailbox entry {name!r} holds a text that is too long, or a zero byte")

@@ -18,6 +18,7 @@ from fedtrain.trainer.tasks.task import Task
 GROUP = "fedtrain.tasks"
 
 TASKS = {
+    "classifier": "fedtrain.trainer.tasks.classifier:Classifier",
     "causal_lm": "fedtrain.trainer.tasks.causal_lm:CausalLanguageModel",
     "synthetic": "fedtrain.trainer.tasks.synthetic:Synthetic",
 }

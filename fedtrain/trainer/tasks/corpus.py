@@ -8,6 +8,11 @@ sorted collection is other text than its beginning.
 
 Batches are counter-based: the windows of a step follow from (run, seed, site, step) alone, so a
 position in the data is a step number, and nothing else needs to be kept.
+
+Private training takes its records otherwise: windows that share no byte. Random windows overlap, so one
+byte would be part of many records, and a bound on what one record can do would say nothing of a byte.
+What a record is follows from the text as it is joined and cut: privacy holds between two lists of
+records that differ in one (or, for groups, in all records of one document).
 """
 
 from __future__ import annotations
@@ -37,12 +42,16 @@ class Corpus:
     """
 
     def __init__(self, parts: Iterable[Iterable[bytes]], context: int) -> None:
-        texts = [SEPARATOR.join(documents) for documents in parts]
+        documents = [list(part) for part in parts]
+        texts = [SEPARATOR.join(part) for part in documents]
+        # A separator belongs to the document before it, and joins no two parts.
+        sizes = [len(text) + (i < len(part) - 1) for part in documents for i, text in enumerate(part)]
+        self._document_ends = np.cumsum(sizes, dtype=np.int64)
         self._text = np.frombuffer(b"".join(texts), np.uint8)
         self._window = np.arange(context + 1)
         held_out, train = _segments([len(text) for text in texts])
         self._train_starts, self._train_ends = _windows(train, context)
-        self._held_out = held_out
+        self._held_out, self._train = held_out, train
         if not self._train_ends.size or not _windows(held_out, context)[0].size:
             raise ConfigError(
                 f"the data set has {self._text.size} bytes; for a context of {context} at least"
@@ -67,6 +76,27 @@ class Corpus:
         segment = np.searchsorted(self._train_ends, drawn, side="right")
         before = np.where(segment > 0, self._train_ends[segment - 1], 0)
         return self._cut(self._train_starts[segment] + drawn - before)
+
+    def records(self, *, within_documents: bool) -> tuple[Indices, Indices]:
+        """Starts of training windows that share no byte, and the document that each begins in.
+
+        Args:
+            within_documents: leave out windows that run from one document into the next.
+        """
+        size = self._window.size
+        borders = [end for _, end in self._train]
+        cuts = np.unique(np.concatenate([borders, self._document_ends])) if within_documents else borders
+        starts = []
+        for begin, end in self._train:
+            inside = [cut for cut in cuts[np.searchsorted(cuts, begin, side="right") :] if cut < end]
+            for first, last in zip([begin, *inside], [*inside, end], strict=True):
+                starts.append(np.arange(first, last - size + 1, size))
+        found = np.concatenate(starts).astype(np.int64)
+        return found, np.searchsorted(self._document_ends, found, side="right").astype(np.int64)
+
+    def windows(self, starts: Indices) -> Bytes:
+        """The windows `(n, context + 1)` that begin there."""
+        return self._cut(starts)
 
     def held_out(self, windows_max: int) -> Bytes:
         """Held-out windows that share no predicted byte, at most so many, evenly spread."""

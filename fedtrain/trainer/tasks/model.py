@@ -31,6 +31,23 @@ class Shape:
     vocabulary: int = VOCABULARY_BYTES
 
 
+class TiedEmbedding(nn.Embedding):
+    """The embedding whose weight the head shares; a type of its own, for libraries that look at types."""
+
+
+class TiedHead(nn.Linear):
+    """From the stream to logits by the embedding's weight.
+
+    A module although one call of `functional.linear` would do: gradients of single records are taken at
+    modules, and what a parameter does outside of one is not seen there.
+    """
+
+    def __init__(self, embedding: TiedEmbedding) -> None:
+        super().__init__(1, 1, bias=False)
+        self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
+        self.weight = embedding.weight
+
+
 class Block(nn.Module):
     """Attention, then a two-layer perceptron four times as wide; each behind a norm, each added."""
 
@@ -67,9 +84,10 @@ class Transformer(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(shape.vocabulary, shape.width)
+        self.embedding = TiedEmbedding(shape.vocabulary, shape.width)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm_out = nn.RMSNorm(shape.width)
+        self.head = TiedHead(self.embedding)
         pairs = shape.width // shape.heads // 2
         rates = ROTARY_BASE ** -(torch.arange(pairs) / pairs)
         angles = torch.outer(torch.arange(shape.context), rates)
@@ -83,12 +101,18 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, self.cosine[:time], self.sine[:time])
-        return functional.linear(self.norm_out(x), self.embedding.weight)
+        logits: Tensor = self.head(self.norm_out(x))
+        return logits
 
     def loss(self, windows: Tensor) -> Tensor:
         """Mean cross-entropy in nats per byte of windows (batch, time + 1)."""
         logits = self(windows[:, :-1])
         return functional.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+
+    def losses(self, windows: Tensor) -> Tensor:
+        """Each window's own mean, (batch,)."""
+        logits = self(windows[:, :-1]).float().transpose(1, 2)
+        return functional.cross_entropy(logits, windows[:, 1:], reduction="none").mean(dim=1)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

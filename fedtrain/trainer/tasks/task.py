@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,12 @@ import numpy.typing as npt
 from fedtrain.errors import FedtrainError
 from fedtrain.methods.layout import Layout
 from fedtrain.trainer.data import DataSource
+from fedtrain.trainer.privacy.plan import RecordPlan
 from fedtrain.trainer.settings import TaskSpec
+
+if TYPE_CHECKING:
+    from fedtrain.trainer.privacy.sampling import Units
+    from fedtrain.trainer.privacy.step import PrivateStep
 
 Vector = npt.NDArray[np.float32]
 
@@ -59,6 +64,7 @@ class Work:
         run, seed, round, site: all chance derives from these and from step numbers.
         steps: inner steps to take.
         steps_before: inner steps that this site has taken in this run's counted rounds.
+        privacy: record-level privacy that the steps have to keep, None for none.
     """
 
     run: str
@@ -67,6 +73,7 @@ class Work:
     site: str
     steps: int
     steps_before: int
+    privacy: RecordPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,37 @@ class Outcome:
         steps: inner steps really taken.
         loss: mean training loss in nats per token (or example), None if the task has none.
         pseudo_gradient: called as `pseudo_gradient(start, out)`, fills `out` with start weights
-            minus end weights from element `start` on. It is called once per element, in order,
-            before anything else is asked of the task.
+            minus end weights from element `start` on. It is called in order, once per element or
+            (to measure before encoding) several times from the first on with the same answers, before
+            anything else is asked of the task.
     """
 
     weight: int
     steps: int
     loss: float | None
     pseudo_gradient: Callable[[int, Vector], None]
+
+
+class Private(Protocol):
+    """What a task has besides if it can train with record-level privacy.
+
+    A `train` with `work.privacy` is not repeatable: its chance is the operating system's. What it hands
+    back depends on no record but through the noised gradients: the weight is the expected one, and
+    there is no training loss.
+    """
+
+    def units(self, unit: str) -> int:
+        """How many `record` or `group` the training data hold."""
+
+
+class Auditable(Private, Protocol):
+    """What a private task has besides if it can be attacked by `trainer.audit`."""
+
+    def private_step(self, start: Weights, plan: RecordPlan, choose: Callable[[Units], Units]) -> PrivateStep:
+        """The step that `train` takes with `plan`, at the weights `start`, on the units that are chosen."""
+
+    def record_losses(self, weights: Weights) -> npt.NDArray[np.float32]:
+        """The loss of each training record by itself, in the order of the data's documents, `(records,)`."""
 
 
 class Task(Protocol):
@@ -102,7 +132,8 @@ class Task(Protocol):
     def train(self, start: Weights, work: Work, context: Context) -> Outcome:
         """Take `work.steps` inner steps from the weights `start`.
 
-        The result must follow from the arguments, the restored state and the data alone.
+        The result must follow from the arguments, the restored state and the data alone, but for the
+        system's chance where `work.privacy` is set.
         """
 
     def evaluate(self, weights: Weights) -> tuple[float, int]:
