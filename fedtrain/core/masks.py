@@ -33,6 +33,9 @@ from fedtrain.core.terms import read_asked
 SITES_MIN = 3
 """The sum of two tells each the other's part."""
 
+SITES_MAX = 500
+"""The keys of more do not fit into one message."""
+
 COMPLETE_MAX = 32
 """Up to so many sites everybody is everybody's neighbour."""
 
@@ -302,6 +305,8 @@ def spec_fault(task: str, codec: str, minimum: int, sites: int) -> tuple[str, st
         return "", ""
     if minimum < SITES_MIN:
         return "sites.minimum", f"{minimum} is too few for a sum under masks, which needs {SITES_MIN} sites"
+    if sites > SITES_MAX:
+        return "sites.include", f"{sites} sites may take part, a masked round can have {SITES_MAX}"
     if level_bits(codec) is None:
         return "codec.up", f"{codec} cannot be summed under masks: fixed<bits>s<exp>, randk8s<exp>k<keep> can"
     if ring_bits(codec, sites) is None:

@@ -228,7 +228,12 @@ class Masking:
         seat = self._owner.state.masks.get(order.id)
         if seat is None or seat.stage is not SeatStage.READY:
             return None
-        return await in_thread(self._mask, order, result, seat, path)
+        try:
+            return await in_thread(self._mask, order, result, seat, path)
+        finally:
+            now = self._owner.state.masks.get(order.id)
+            if now is None or now.stage is SeatStage.BURNT:  # meanwhile, and the file was written once more
+                self.burn(order.id)
 
     def _mask(self, order: Order, result: Result, seat: MaskSeat, path: Path) -> tuple[str, int] | None:
         kept = self._folder.load(order.id)

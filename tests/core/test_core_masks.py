@@ -325,6 +325,7 @@ def test_a_plain_order_is_not_masked() -> None:
         ("int8", 3, 5, "codec.up"),
         ("fixed24s20", 3, 400, "codec.up"),
         ("fixed12s11", 2, 5, "sites.minimum"),
+        ("fixed12s11", 3, 501, "sites.include"),
     ],
 )
 def test_what_can_never_be_masked_is_refused_at_submission(
