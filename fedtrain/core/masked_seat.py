@@ -110,7 +110,7 @@ def _keys(state: AgentState, held: Held, seat: MaskSeat | None, document: str) -
         advert = canonical.decode(masks.Advert, keys.adverts[site].document)
         if (advert.session, advert.site) != (seat.session, site):
             raise RemoteError(f"the advert of {site} is another site's, or of another session")
-    if fault := _too_small(state, held, proposal, members):
+    if fault := _too_small(state, held, proposal, members) or _too_lonely(seat, held, proposal, members):
         raise RemoteError(fault)
     return replace(seat, stage=SeatStage.SHARED, members=members)
 
@@ -122,7 +122,7 @@ def _delivery(state: AgentState, held: Held, seat: MaskSeat | None, document: st
     near = masks.neighbours(seat.session, tuple(proposal.sites), proposal.degree, held.order.site)
     if set(delivery.boxes) != set(near) & set(sharers):
         raise RemoteError("the delivery does not hold one box of each neighbour that has shared")
-    if fault := _too_small(state, held, proposal, sharers):
+    if fault := _too_small(state, held, proposal, sharers) or _too_lonely(seat, held, proposal, sharers):
         raise RemoteError(fault)
     return replace(seat, stage=SeatStage.READY, sharers=sharers)
 
@@ -192,6 +192,20 @@ def _stranger(state: AgentState, sites: Mapping[str, str]) -> str:
                 f"if it has joined anew, write its key at contract.partners.{site}"
             )
     return ""
+
+
+def _too_lonely(seat: MaskSeat, held: Held, proposal: masks.Proposal, sites: tuple[str, ...]) -> str:
+    """Why this site's own neighbours among these cannot hide it; "" if they can.
+
+    On the complete graph all are neighbours, and the threshold says the same.
+    """
+    near = masks.neighbours(seat.session, tuple(proposal.sites), proposal.degree, held.order.site)
+    count = len(set(near) & set(sites)) + 1
+    return (
+        ""
+        if count >= proposal.shares
+        else f"{count} of its neighbours are left, {proposal.shares} are needed"
+    )
 
 
 def _too_small(state: AgentState, held: Held, proposal: masks.Proposal, sites: tuple[str, ...]) -> str:

@@ -14,6 +14,8 @@ bit. `python -m fedtrain.sim --help` says how to run many worlds and how to repe
     process      something that lives, stops, crashes at a chosen place, and starts again
     disk         journals that refuse, blobs, partial transfers, flipped bits
     calls        what travels, over the `network`: lost, doubled, delayed, slow, cut off one way or both
+    keys         stand-ins for the cryptography of masked rounds; `veils` are their numbers
+    seats        a site's part in masked rounds: its secrets, and what it says
     numbers      tiny vectors, their digests, one round's arithmetic by `methods`
     coordinator  the coordinator's shell, with its `sessions`, its `intake` of blobs, its `making` of versions
     succession   backups, restores, a standby that takes over
@@ -23,6 +25,7 @@ bit. `python -m fedtrain.sim --help` says how to run many worlds and how to repe
     owners       a site's own people: yes and no to runs, and a look at what leaves
     liar         somebody with a site's certificate and bad intent
     auditor      the account that does not ask the core: a `history` per journal, with `conduct`, `ledger`,
-                 `account`, `wayback` and `recomputation`; a `permission` per site
+                 `account`, `checks`, `veil`, `wayback` and `recomputation`; a `permission` per site;
+                 `secrecy` and `exposure` for what could be computed from what is said under masks
     world        all of it, from a seed to a verdict
 """

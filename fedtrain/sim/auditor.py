@@ -1,8 +1,8 @@
 """The auditor: listens to what crosses the network and what the machines answer, and compares.
 
 It raises `Violation` at the first step whose deeds do not fit the account, so that the transcript
-ends where the trouble began. Invariants have the numbers of the project's list of faults: I1-I3, I5
-and I7-I12 are held here; I4 (privacy charges) and I6 (masks) have nothing to hold before their issues.
+ends where the trouble began. Invariants have the numbers of the project's list of faults; I4 (privacy
+charges) has nothing to hold here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedtrain.core import agent
+from fedtrain.core.masks import is_masked
 from fedtrain.core.orders import Order, OrderKind, parse_order_id
 from fedtrain.core.ports import MemoryJournal
 from fedtrain.sim.clock import Clock
@@ -19,6 +20,8 @@ from fedtrain.sim.numbers import initial_weights, update_of
 from fedtrain.sim.permission import Permission
 from fedtrain.sim.plan import Plan
 from fedtrain.sim.recomputation import sha256
+from fedtrain.sim.secrecy import Secrecy
+from fedtrain.sim.veils import Levels, levels_of
 from fedtrain.sim.violation import Violation, demand
 
 RETAINED_MAX = 3
@@ -30,6 +33,7 @@ class Auditor:
 
     Attributes:
         histories: one for each journal of a coordinator that there ever was.
+        secrecy: the account of what sites say under masks.
     """
 
     def __init__(self, plan: Plan, clock: Clock) -> None:
@@ -37,7 +41,11 @@ class Auditor:
         self._num_elements = plan.num_elements
         self._num_runs = len(plan.runs)
         self._liars = frozenset(site.name for site in plan.sites if site.lies)
-        self._known = Known(self._honest, clock, plan.clear_ms)
+        self._weights = {site.name: site.weight for site in plan.sites}
+        blobs: dict[str, bytes] = {}
+        tasks = {run.spec.run: run.spec.task for run in plan.runs}
+        self.secrecy = Secrecy(self._plain, blobs, tasks, self._liars)
+        self._known = Known(self._honest, clock, plan.clear_ms, self.secrecy, blobs)
         self._watches: dict[str, JournalWatch] = {}
         self._permissions: dict[str, Permission] = {}
 
@@ -75,6 +83,9 @@ class Auditor:
         self._watches[name].stepped(state)
         self._permissions[name].happened(event)
         self._permissions[name].decided(effects)
+        for effect in effects:
+            if isinstance(effect, agent.BurnMasks):
+                self.secrecy.burnt(name, state.masks[effect.order].session)
         if isinstance(event, agent.UploadAcknowledged) and event.outcome != "late_residual":
             given_up = [effect.order for effect in effects if isinstance(effect, agent.Discard)]
             trained = [order for order in given_up if parse_order_id(order)[1] > 0]
@@ -116,6 +127,12 @@ class Auditor:
         most = RETAINED_MAX * self._num_runs
         demand(num_files <= most, "I9", f"{site} keeps {num_files} results, {most} are enough")
 
+    def spoke(self, site: str, order: str, topic: str, document: str, bare: bool) -> None:
+        """A site says this of a masked round; `bare`: its disk holds no secrets of it any more."""
+        permission = self._permissions[site]
+        permission.speaks(order)
+        self.secrecy.spoke(site, topic, document, bare, permission.contract.cohort_min)
+
     def obeys(self, site: str, highest: int, epoch: int) -> None:
         """A site acts on a message of this epoch."""
         demand(epoch >= highest, "I3", f"{site} obeys epoch {epoch} after {highest}")
@@ -133,8 +150,14 @@ class Auditor:
 
     def _honest(self, order: Order) -> str:
         """Digest of the only right answer to an order, "" where there is none."""
-        if order.site in self._liars or order.kind is OrderKind.EVALUATE:
+        if order.site in self._liars or order.kind is OrderKind.EVALUATE or is_masked(order):
             return ""
         seeds = order.kind is OrderKind.SEED
         make = initial_weights if seeds else update_of
         return sha256(make(order, self._num_elements).tobytes())
+
+    def _plain(self, order: Order) -> Levels | None:
+        """What has to lie under the masks of an answer, None where its site may lie."""
+        if order.site in self._liars:
+            return None
+        return levels_of(order, update_of(order, self._num_elements), self._weights[order.site])

@@ -17,10 +17,12 @@ from fedtrain.sim.calls import Envelope, Request, Response
 from fedtrain.sim.clock import LifeClock
 from fedtrain.sim.disk import CoordinatorDisk, TroubledJournal, journal_trouble
 from fedtrain.sim.intake import Intake
+from fedtrain.sim.keys import said
 from fedtrain.sim.making import Making
 from fedtrain.sim.network import Network
 from fedtrain.sim.process import CrashingActor, FusedJournal, Process
 from fedtrain.sim.scene import Scene
+from fedtrain.sim.seats import COORDINATOR
 from fedtrain.sim.sessions import Sessions
 
 CHANCE_BITS = 62
@@ -192,6 +194,8 @@ class Coordinator(Process):
             case fx.Cancel():
                 self.sessions.settle(effect.site, effect.order)
                 self.sessions.send(effect.site, msg.Cancellation(effect.order, effect.reason))
+            case fx.Speak():
+                self._speak(effect)
             case fx.Acknowledge():
                 self.sessions.settle(effect.site, effect.order)
             case fx.SetTimer():
@@ -208,6 +212,12 @@ class Coordinator(Process):
                 self.sessions.expel(effect.name)
             case fx.Retire():
                 self.later(0, self._retire)
+
+    def _speak(self, effect: fx.Speak) -> None:
+        text = said(effect.site, effect.topic, effect.order, effect.document)
+        signature = self.scene.notary.sign(COORDINATOR, text)
+        told = msg.Statement(effect.topic, effect.order, effect.document, signature)
+        self.sessions.send(effect.site, told)
 
     def _set_timer(self, effect: fx.SetTimer) -> None:
         key = (effect.run, effect.timer)

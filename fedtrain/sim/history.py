@@ -20,6 +20,7 @@ from fedtrain.sim.conduct import REVOKED, Conduct
 from fedtrain.sim.journals import JournalWatch
 from fedtrain.sim.ledger import Ledger
 from fedtrain.sim.recomputation import Chain
+from fedtrain.sim.secrecy import Secrecy
 from fedtrain.sim.violation import Violation, demand
 
 
@@ -29,6 +30,7 @@ class Known:
 
     Attributes:
         clock, clear_ms: the true time, and when faults are over.
+        secrecy: what is said under masks.
         blobs: every upload that crossed the network, by its digest.
         spoilt: digests of the updates in which a disk has turned a bit over.
         epochs: epoch -> the history that had it first.
@@ -38,6 +40,7 @@ class Known:
     honest: Callable[[Order], str]
     clock: Clock
     clear_ms: int
+    secrecy: Secrecy
     blobs: dict[str, bytes] = field(default_factory=dict)
     spoilt: set[str] = field(default_factory=set)
     epochs: dict[int, History] = field(default_factory=dict)
@@ -106,6 +109,13 @@ class History:
             if isinstance(effect, fx.Acknowledge):
                 self._ledger_of(effect.order).acknowledged(effect, event)
                 self._receipts.pop(effect.order, None)
+            elif isinstance(effect, fx.Cancel):
+                ledger = self.ledgers.get(effect.order.split(".", 1)[0])  # a copy may not know its run
+                if ledger is not None:
+                    ledger.called_off(effect, event)
+            elif isinstance(effect, fx.Speak):
+                self._world.secrecy.spoken(effect)
+                self._ledger_of(effect.order).spoken(effect)
         for effect in effects:
             if isinstance(effect, fx.Finish) and effect.phase == "stopped":
                 self.ledgers[effect.run].ended = effect.phase
@@ -152,7 +162,9 @@ class History:
                 self._sessions.pop(event.name, None)
             case ev.RunSubmitted() if event.spec.run not in self.ledgers:
                 chain = Chain(event.spec, self._world.blobs)
-                self.ledgers[event.spec.run] = Ledger(event.spec, chain, self._world.honest)
+                self.ledgers[event.spec.run] = Ledger(
+                    event.spec, chain, self._world.honest, self._world.secrecy
+                )
             case ev.BlobDamaged():
                 spoilt = event.blob in self._world.spoilt
                 demand(spoilt, "I1", f"{event.blob[:12]} is {event.reason}, and no disk has touched it")

@@ -6,15 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedtrain.core import events as ev, messages as msg
 from fedtrain.core.cohort import expected_sites
 from fedtrain.core.conduct import implausible
+from fedtrain.core.masks import is_masked, ring_bits
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.uploads import Admission, admit
 from fedtrain.errors import IntegrityError, RemoteError
 from fedtrain.sim.calls import Fetch, Part, Piece, Refusal, Request, Response
 from fedtrain.sim.numbers import LAYOUT, Version, digest_of, norm_of, to_vector
 from fedtrain.sim.process import Place
+from fedtrain.sim.veils import width
 
 if TYPE_CHECKING:
     from fedtrain.sim.coordinator import Coordinator
@@ -99,7 +103,8 @@ class Intake:
             self._respond(site, request, msg.Missing(offer.size_bytes, offer.size_bytes))
         if order is None:
             return
-        expected = 4 * self._owner.scene.plan.num_elements
+        num_elements = self._owner.scene.plan.num_elements
+        expected = 4 * (width(order, num_elements) if is_masked(order) else num_elements)
         if offer.size_bytes != expected:
             self._respond(site, request, Refusal(f"{offer.size_bytes} bytes offered, {expected} expected"))
             return
@@ -181,8 +186,7 @@ class Intake:
         if data is None:
             self._respond(site, request, Refusal("the blob is gone: offer it again", again=True))
             return
-        values = to_vector(data)
-        wrong = self._wrong(order, commit, norm_of(values))
+        wrong = _not_in_ring(order, data) or self._wrong(order, commit, _norm(order, data))
         if wrong:
             self._reject(site, request, commit, wrong)
             return
@@ -246,7 +250,7 @@ class Intake:
             size_bytes=len(data),
             weight=commit.weight,
             steps=commit.steps,
-            norm=norm_of(values),
+            norm=_norm(order, data),
             train_loss=commit.train_loss,
             eval_loss=commit.eval_loss,
             eval_count=commit.eval_count,
@@ -263,3 +267,17 @@ class Intake:
         receipt = msg.Receipt(kept.order, kept.blob, kept.outcome, kept.epoch, kept.at_ms, "")
         owner.history.receipt(receipt)
         self._respond(site, request, receipt)
+
+
+def _norm(order: Order, data: bytes) -> float:
+    """What can be told of an update's length; under masks nothing."""
+    return 0.0 if is_masked(order) else norm_of(to_vector(data))
+
+
+def _not_in_ring(order: Order, data: bytes) -> str:
+    """Why these are no masked words, "" if they are, or are not to be."""
+    if not is_masked(order):
+        return ""
+    bits = ring_bits(order.codec, len(order.cohort)) or 0
+    words = np.frombuffer(data, "<u4")
+    return f"a word has more than {bits} bits" if int(words.max()) >> bits else ""

@@ -5,7 +5,6 @@ The core's state is looked at for one thing only, the records, because they are 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,8 +12,12 @@ from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.orders import Order, OrderKind
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.core.state import RoundRecord
-from fedtrain.sim.account import AT_WORK, KEPT, Account, Fate, check_quorum
+from fedtrain.sim import checks
+from fedtrain.sim.account import AT_WORK, KEPT, Account, Fate
 from fedtrain.sim.recomputation import Chain
+from fedtrain.sim.secrecy import Secrecy
+from fedtrain.sim.veil import Veil
+from fedtrain.sim.veils import is_veiled
 from fedtrain.sim.violation import demand
 from fedtrain.sim.wayback import WayBack
 
@@ -30,16 +33,18 @@ class Ledger:
 
     Args:
         honest: order -> digest of the only right answer to it, "" if there is none.
+        secrecy: what is said under masks.
 
     Attributes:
         chain: its versions, recomputed.
         ended: how it ended, "" while it goes on.
     """
 
-    def __init__(self, spec: RunSpec, chain: Chain, honest: Callable[[Order], str]) -> None:
+    def __init__(self, spec: RunSpec, chain: Chain, honest: Callable[[Order], str], secrecy: Secrecy) -> None:
         self.spec = spec
         self.chain = chain
         self._honest = honest
+        self._veil = Veil(secrecy) if is_veiled(spec.codec_up) else None
         self.orders: dict[str, Account] = {}
         self.ended = ""
         self._round = (0, 0)
@@ -93,8 +98,10 @@ class Ledger:
                     self._refusals.pop(event.site, None)  # else an old hello came again: nothing is new
                 if self._busy.get(event.site) not in event.holding:
                     self._busy.pop(event.site, None)
-                if self._closed is None:
+                if self._closed is None and not self._unmasking:
                     self._turn_site(event.site, (Fate.LOST,), Fate.INVITED)
+            case ev.StatementHeard() | ev.SumRefused() if self._veil is not None:
+                self._veil.happened(event, self._closed)
             case ev.RunPaused():
                 self._paused = True
             case ev.RunResumed():
@@ -115,7 +122,7 @@ class Ledger:
                 self._returned[site] = (*self._returned.get(site, ()), account.order.id)
             elif account.seated and account.fate is Fate.STORED:
                 account.fate, account.outcome, account.blob = Fate.WORKING, "", ""
-            self._closed = None
+            self._reopen()
 
     def take_out(self, site: str, fate: Fate, why: str) -> None:
         """The site has left: nothing of it that no version counts may ever count, also by its residual.
@@ -125,6 +132,7 @@ class Ledger:
         self._busy.pop(site, None)
         self._returned.pop(site, None)
         summed = {item.order for item in self._closed.contributions} if self._closed else set()
+        summed |= set(self._veil.survivors or ()) if self._veil else set()
         for name, account in self.orders.items():
             if account.order.site != site or account.versions:
                 continue
@@ -137,7 +145,7 @@ class Ledger:
             if open_seat:
                 account.fate = fate
             if name in summed:
-                self._closed = None
+                self._reopen()
 
     def _free(self, order: str) -> None:
         """The site is not at work on this order any more, if it was late with it."""
@@ -185,13 +193,15 @@ class Ledger:
         """What an acknowledged update changes for its site's next order."""
         order, outcome = account.order, account.outcome
         account.weight = event.weight
-        in_time = account.seated and account.fate in (*AT_WORK, Fate.LOST) and self._closed is None
+        closed = self._closed is not None or self._unmasking
+        in_time = account.seated and account.fate in (*AT_WORK, Fate.LOST) and not closed
         late = {LatePolicy.NEXT_ROUND: "late_next_round", LatePolicy.RESIDUAL: "late_residual"}
         allowed = "stored" if in_time else late.get(self.spec.late, "nothing")
         demand(outcome == allowed, "I1", f"{order.id} was acknowledged as {outcome}, not {allowed}")
         if in_time:
             account.fate = Fate.STORED
-        self._parents[order.site] = order.id
+        if self._veil is None:
+            self._parents[order.site] = order.id
         self._weights[order.site] = event.weight
         kept = tuple(name for name in self._returned.get(order.site, ()) if name not in order.returned)
         self._returned[order.site] = (*kept, order.id) if outcome == "late_residual" else kept
@@ -208,48 +218,34 @@ class Ledger:
         self.opened(order.round, order.attempt, now_ms)
         where = f"{order.id} was handed out"
         demand((order.round, order.attempt) == self._round, "I3", f"{where} in round {self._round}")
-        demand(order.parent == self._parents.get(order.site, ""), "I1", f"{where} from parent {order.parent}")
-        demand(
-            order.returned == self._returned.get(order.site, ()),
-            "I1",
-            f"{where} with {order.returned} back, not {self._returned.get(order.site, ())}",
-        )
+        checks.continued(order, self._parents.get(order.site, ""), self._returned.get(order.site, ()))
         session = sessions.get(order.site)
         demand(session is not None, "I10", f"{where} to a site that is not attached")
         refused = self._refusals.get(order.site)
         demand(refused is None or refused != session, "I5", f"{where} though the site has refused")
         demand(not self._paused and not self.ended, "I5", f"{where} though the run is paused or over")
         demand(self._back.target is None, "I3", f"{where} while version {self._back.target} is restored")
-        self._check_model(order)
+        checks.model(order, self.chain.digests)
         self.orders[order.id] = Account(order)
-
-    def _check_model(self, order: Order) -> None:
-        expected = order.kind if order.round else OrderKind.SEED
-        demand(order.kind is expected, "I3", f"{order.id} asks to {order.kind}")
-        newest = len(self.chain.digests) - 1
-        demand(order.round == newest + 1, "I3", f"{order.id} comes after version {newest}")
-        if order.model is not None:
-            told = (order.model.version, order.model.digest)
-            demand(told == (newest, self.chain.digests[newest]), "I3", f"{order.id} starts from {told}")
 
     def opened(self, index: int, attempt: int, now_ms: int) -> None:
         """An attempt begins; who has left the last one has no seat any more."""
         if (index, attempt) <= self._round:
             return
         for account in self.orders.values():
-            over = account.order.round < index
+            over = account.order.round < index or (self._veil is not None and index > 0)
             if over or account.fate not in KEPT:
                 account.seated = False
         self._round = (index, attempt)
         self._opened_ms = now_ms
         self._unrecorded.add(self._round)
         self._new_attempt = True
-        self._closed = None
+        self._reopen()
 
     def complete(self, sessions: dict[str, str], enrolled: set[str]) -> None:
         """A step is over: an open attempt waits for somebody, a new one has a seat for all who are free."""
         self._back.pursued()
-        if self.ended or self._closed is not None or self._round not in self._unrecorded:
+        if self.ended or self._closed or self._unmasking or self._round not in self._unrecorded:
             return
         seats = {a.order.site: a for a in self.orders.values() if a.seated}
         waits = any(account.fate in AT_WORK for account in seats.values())
@@ -262,7 +258,8 @@ class Ledger:
         free = [
             site for site in present if site not in self._busy and self._refusals.get(site) != sessions[site]
         ]
-        missing = [site for site in free if site not in seats]
+        may_sit = self._veil.may_sit(self._round[0]) if self._veil else None
+        missing = [s for s in free if s not in seats and (may_sit is None or s in may_sit)]
         demand(not missing, "I10", f"round {self._round} has no seat for {missing}")
 
     def in_time(self, now_ms: int, clear_ms: int) -> None:
@@ -271,12 +268,13 @@ class Ledger:
             return
         open_ms = now_ms - max(self._opened_ms, clear_ms + RECOVERY_MS)
         most_ms = self.spec.deadline_ms + SLACK_MS
+        most_ms += 2 * self.spec.patience_ms if self._unmasking else 0
         demand(open_ms <= most_ms, "I10", f"round {self._round} is open for {open_ms} ms")
 
     def restore(self, effect: fx.Restore) -> None:
         """The way back is asked for: all that was under way, or would follow from it, is over."""
         self._back.begun(effect)
-        self._closed = None
+        self._reopen()
         self._busy.clear()
         self._parents.clear()
         self._returned.clear()
@@ -301,32 +299,46 @@ class Ledger:
         named = [item.order for item in effect.contributions]
         barred = [name for name in named if self.orders[name].barred]
         demand(not barred, "I5", f"round {effect.round} counts {barred}, whose sites were taken out")
-        demand(
-            named == [a.order.id for a in due],
-            "I1",
-            f"round {effect.round} counts {named}, due are {[a.order.id for a in due]}",
-        )
-        for item, account in zip(effect.contributions, due, strict=True):
-            assert account.order.model is not None, "training starts from a model"
-            staleness = effect.round - 1 - account.order.model.version
-            weight = account.weight / math.sqrt(1 + staleness)
-            demand(item.blob == account.blob, "I2", f"{item.order} counts with other bytes")
-            fits = math.isclose(item.weight, weight)
-            demand(fits, "I2", f"{item.order} weighs {item.weight}, not {weight}")
-        demand(effect.base_version == effect.round - 1, "I3", f"base version {effect.base_version}")
-        check_quorum(self.spec, effect.round, fresh, seats, self._weights)
+        checks.counted(effect, due)
+        checks.quorum(self.spec, effect.round, fresh, seats, self._weights)
+        self._closed = effect
+        if self._veil is not None:
+            self._veil.compute(effect, {name: self.orders[name].order for name in named}, self.chain)
+            return
         for account in seats.values():
             if account.fate in AT_WORK:
                 account.fate = Fate.LATE
                 if self.spec.late is not LatePolicy.DROP and effect.round < self.spec.rounds:
                     self._busy[account.order.site] = account.order.id
-        self._closed = effect
         self.chain.compute(effect)
 
     def blobs_max(self) -> int:
         """Blobs that this run may need: the way to its newest version, updates, and uploads under way."""
         ways = 2 + 2 * self.spec.snapshot_every
         return ways + 4 * len({account.order.site for account in self.orders.values()})
+
+    # -- masked rounds ------------------------------------------------------------------------------
+
+    @property
+    def _unmasking(self) -> bool:
+        """Whether a masked round is closed, and its masks are coming off."""
+        return self._veil is not None and self._veil.survivors is not None
+
+    def _reopen(self) -> None:
+        """No sum is wanted any more."""
+        self._closed = None
+        if self._veil is not None:
+            self._veil.survivors = None
+
+    def called_off(self, effect: fx.Cancel, event: ev.Event) -> None:
+        """An order is not wanted any more: a masked stage may go on without its site."""
+        if self._veil is not None and self._veil.drops(effect, event):
+            self._turn(effect.order, AT_WORK, Fate.FAILED)
+
+    def spoken(self, effect: fx.Speak) -> None:
+        """A masked round asks for the next word."""
+        assert self._veil is not None, "only masked rounds have documents"
+        self._veil.spoken(effect, [account for account in self.orders.values() if account.seated])
 
     # -- records ------------------------------------------------------------------------------------
 
@@ -353,29 +365,26 @@ class Ledger:
         self._unrecorded.discard(self._round)
         seats = {a.order.site: a for a in self.orders.values() if a.seated}
         demand(set(record.seats) == set(seats), "I7", f"{where} names {sorted(record.seats)}")
-        last = record.index > self.spec.rounds
+        last = record.index > self.spec.rounds and not self.ended and self._back.target is None
         for site, account in seats.items():
-            cut_short = self.ended or self._back.target is not None
-            fate = Fate.LATE if last and account.fate in AT_WORK and not cut_short else account.fate
-            told = record.seats[site]
-            demand(told.standing.value == fate.value, "I7", f"{where} has {site} {told.standing}, not {fate}")
-            silent = fate in (Fate.REFUSED, Fate.FAILED, Fate.LOST, Fate.LATE)
-            demand(bool(told.reason) or not silent, "I7", f"{where} gives no reason for {site}")
+            fate = Fate.LATE if last and account.fate in AT_WORK else account.fate
+            checks.seat(where, site, record.seats[site], fate)
+            if self._veil is not None and record.version is None and account.order.kind is OrderKind.TRAIN:
+                account.barred = account.barred or "in a session that was given up"
+        if record.version is None:
+            self._reopen()
 
     def _count(self, record: RoundRecord, event: ev.Event) -> None:
         """A version was published: each update in it is now used up."""
-        demand(self._closed is not None, "I2", f"version {record.version} came without an aggregation")
-        assert self._closed is not None and record.version is not None, "demanded above"
-        told = tuple(item.order for item in self._closed.contributions)
-        demand(record.counted == told, "I2", f"the record counts {record.counted}, the sum {told}")
-        demand(isinstance(event, ev.RoundAggregated), "I2", f"version {record.version} was not computed")
-        assert isinstance(event, ev.RoundAggregated), "demanded above"
-        demand(record.model_digest == event.model_digest, "I2", "the record names another model")
+        event = checks.published(record, event, self._closed)
+        assert record.version is not None, "asked of versions"
         self.chain.publish(record.version, event.model_digest, event.delta)
         if event.snapshot:
             self._back.snapshot(record.version)
         for name in record.counted:
             self.orders[name].versions.append(record.version)
+            if self._veil is not None:
+                self._parents[self.orders[name].order.site] = name
         for account in self.orders.values():
             account.seated = False
 
@@ -387,13 +396,4 @@ class Ledger:
             return
         rounds = len(self.chain.digests) - 1
         demand(rounds == self.spec.rounds, "I3", f"{self.spec.run} is done after {rounds} rounds")
-        for name, account in self.orders.items():
-            if account.order.kind is not OrderKind.TRAIN or not account.outcome:
-                continue
-            counts = account.outcome in ("stored", "late_next_round") and not account.barred
-            expected = 1 if counts else 0
-            demand(
-                len(account.versions) == expected,
-                "I1",
-                f"{name} was acknowledged as {account.outcome} and counted in versions {account.versions}",
-            )
+        checks.used(self.orders)

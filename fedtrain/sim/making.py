@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.rollback import NO_ATTEMPT, restoration, way_to
 from fedtrain.core.state import ENDED, Phase
 from fedtrain.core.versions import blobs_needed
-from fedtrain.sim.numbers import Version, aggregate, digest_of, to_vector
+from fedtrain.errors import RemoteError
+from fedtrain.methods.vectors import Floats
+from fedtrain.sim.numbers import Version, aggregate, digest_of, stepped, to_vector
 from fedtrain.sim.process import Place
+from fedtrain.sim.veils import mean_of, opened_sum
 
 if TYPE_CHECKING:
     from fedtrain.sim.coordinator import Coordinator
@@ -81,14 +86,20 @@ class Making:
         found = [(item.blob, store.check(item.blob)) for item in effect.contributions]
         return [ev.BlobDamaged(owner.now_ms, effect.run, blob, wrong) for blob, wrong in found if wrong]
 
-    def _make(self, effect: fx.Aggregate) -> ev.RoundAggregated:
+    def _make(self, effect: fx.Aggregate) -> ev.RoundAggregated | ev.SumRefused:
         """The version on disk before anybody hears of it; made again, it is the same again."""
         owner, disk = self._owner, self._owner.disk
         spec = owner.state.runs[effect.run].spec
         base = disk.versions[effect.run, effect.base_version]
         read_in = list(range(len(effect.contributions)))
         owner.scene.chance.stream("reading", effect.run).shuffle(read_in)
-        made = aggregate(spec, effect, base, disk.store.blobs, read_in)
+        if effect.masks is None:
+            made = aggregate(spec, effect, base, disk.store.blobs, read_in)
+        else:
+            try:
+                made = stepped(spec, effect, base, self._unmasked(effect, effect.masks))
+            except RemoteError as error:
+                return ev.SumRefused(owner.now_ms, effect.run, effect.round, effect.attempt, str(error))
         public = made.version.public.tobytes()
         disk.versions[effect.run, effect.base_version + 1] = made.version
         delta, snapshot = digest_of(made.delta), digest_of(public) if effect.snapshot else ""
@@ -107,6 +118,13 @@ class Making:
             snapshot_bytes=len(public) if snapshot else 0,
             update_norm=made.update_norm,
         )
+
+    def _unmasked(self, effect: fx.Aggregate, asked: fx.Unmasking) -> Floats:
+        """The mean of what lies under the masks."""
+        owner, blobs = self._owner, self._owner.disk.store.blobs
+        vectors = {item.site: np.frombuffer(blobs[item.blob], "<u4") for item in effect.contributions}
+        task = owner.state.runs[effect.run].spec.task
+        return mean_of(asked, task, opened_sum(asked, vectors), owner.scene.plan.num_elements)
 
     def collect(self, effect: fx.Collect) -> None:
         """Blobs that no run needs, and versions that are over; what is being taken in stays."""

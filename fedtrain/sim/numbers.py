@@ -82,15 +82,20 @@ def aggregate(
 
     `order` is in which order the contributions' blobs are read: it must not matter.
     """
+    combined = np.empty_like(base.exact)
     read = {index: to_vector(blobs[effect.contributions[index].blob]) for index in order}
     weights = normalised_weights(
         [item.weight for item in effect.contributions],
         [item.norm for item in effect.contributions],
         spec.norm_max,
     )
-    combined = np.empty_like(base.exact)
     blocks = (read[index].copy() for index in range(len(read)))
     aggregator(spec.aggregator).combine(blocks, weights, combined)
+    return stepped(spec, effect, base, combined)
+
+
+def stepped(spec: RunSpec, effect: Aggregate, base: Version, combined: Floats) -> Made:
+    """The version behind this mean of updates."""
     update_norm = norm_of(combined)
     optimiser = outer(effect.outer)
     settings = optimiser.settings(spec.outer_params if effect.outer == spec.outer else {})

@@ -11,7 +11,7 @@ from functools import partial
 from fedtrain.core import events as ev
 from fedtrain.core.conduct import RULE
 from fedtrain.core.rollback import restorable
-from fedtrain.core.state import ENDED, RunState
+from fedtrain.core.state import ENDED, Phase, RunState
 from fedtrain.sim.acts import NOTHING, WayBack
 from fedtrain.sim.coordinator import Coordinator
 from fedtrain.sim.plan import RunPlan
@@ -51,7 +51,8 @@ class Operators:
 
     def enrol(self, name: str) -> bool:
         """Whether the chief has taken the site in."""
-        taken = self._told(lambda at_ms: ev.MemberEnrolled(at_ms, name, "site", "", "", "", ""))
+        key = self._scene.notary.key_of(name)
+        taken = self._told(lambda at_ms: ev.MemberEnrolled(at_ms, name, "site", "", "", "", key))
         if taken:
             self._joined.add(name)
         return taken
@@ -131,6 +132,16 @@ class Operators:
             self._decided("run taken back", run.spec.run)
             self._told(partial(ev.RunRolledBack, run=run.spec.run, version=version, by=NAME))
 
+    def _unlock(self, run: RunState) -> None:
+        """Shares were opened for a set that is not to be had again: back by a version, or the end."""
+        found = restorable(run.model) if run.model else ()
+        self._decided("masked round given up", run.spec.run)
+        if found and run.model is not None:
+            version = max(found)
+            self._told(partial(ev.RunRolledBack, run=run.spec.run, version=version, by=NAME))
+        else:
+            self._told(partial(ev.RunStopped, run=run.spec.run, by=NAME))
+
     def _decided(self, what: str, about: str) -> None:
         self._scene.faults[what] += 1
         self._scene.note(NAME, "decides", f"{what}: {about}")
@@ -143,6 +154,9 @@ class Operators:
             if not chief.serving or run.phase in ENDED:
                 continue
             self._take_back(run)
+            if self._scene.clear and chief.serving and _is_locked(run):
+                self._unlock(run)
+                continue
             if self._scene.clear and run.paused and chief.serving:
                 self._told(partial(ev.RunResumed, run=name, by=NAME))
         self._scene.clock.after(CARE_MS, self._care)
@@ -155,3 +169,13 @@ def _meant(run: RunState, way: WayBack) -> int | None:
     if way.versions == 0:
         return newest + UNKNOWN
     return max(found[0], newest - way.versions) if found else None
+
+
+def _is_locked(run: RunState) -> bool:
+    """Whether people have to decide: a masked round waits for sites that stay away, or sites have opened
+    shares for another set, which this coordinator, a copy, knows nothing of.
+    """
+    if run.phase is not Phase.WAITING or run.round is None or run.round.masks is None:
+        return False
+    told = [seat.reason for record in run.records[-1:] for seat in record.seats.values()]
+    return "no other one can be" in run.reason or (bool(run.paused) and any("another set" in t for t in told))

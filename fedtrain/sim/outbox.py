@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedtrain.core import agent, messages as msg
-from fedtrain.core.orders import Order
+from fedtrain.core.orders import Order, Result
 from fedtrain.sim.asking import Answer
 from fedtrain.sim.calls import Piece, Refusal
 from fedtrain.sim.process import Place
@@ -30,19 +30,27 @@ class Outbox:
         held = owner.held.get(order.id)
         if order.id in owner.calls.busy or held is None or held.order != order or held.result is None:
             return
-        finished = owner.trainer.results.get(order.id)
+        finished = self._file(held.result)
         if finished is None or len(finished.payload) != finished.result.size_bytes:
-            self._lost(order)
+            self.lost(order)
             return
         offer = msg.Offer(order.id, finished.result.digest, len(finished.payload))
         owner.calls.ask(order.id, offer, lambda answer: self._answered(order, finished, answer))
 
-    def _lost(self, order: Order) -> None:
+    def lost(self, order: Order) -> None:
         """A loss of power took the file: the order cannot be answered with these bytes any more."""
         owner = self._owner
         reason = "the result's file is gone"
         owner.say(msg.Failure(order.id, reason))
         owner.submit(agent.UploadRefused(owner.now_ms, order.id, reason))
+
+    def _file(self, result: Result) -> Finished | None:
+        """What leaves: the trainer's file, or the masked one that was made of it."""
+        made = self._owner.trainer.results.get(result.order)
+        if made is None or made.result.digest == result.digest:
+            return made
+        masked = self._owner.seats.updates.get(result.order)
+        return None if masked is None else Finished(result, masked)
 
     def _answered(self, order: Order, finished: Finished, answer: Answer) -> None:
         """What follows from the coordinator's word: bytes, the commit, or an end."""

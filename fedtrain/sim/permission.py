@@ -8,11 +8,15 @@ from fedtrain.sim.violation import demand
 
 
 class Permission:
-    """Of one site: its contract, what its people have said, and what waits for them."""
+    """Of one site: its contract, what its people have said, and what waits for them.
+
+    Attributes:
+        contract: the one that it acts by.
+    """
 
     def __init__(self, site: str) -> None:
         self._site = site
-        self._contract = Contract()
+        self.contract = Contract()
         self._said: dict[str, bool] = {}
         self._held_back: set[str] = set()
         self._looked_at: set[str] = set()
@@ -21,10 +25,10 @@ class Permission:
         """An event's own meaning."""
         match event:
             case agent.AgentBooted():
-                self._contract = event.contract
+                self.contract = event.contract
             case agent.RunDecided():
                 self._said[event.run] = event.verdict.word == "approved"
-            case agent.ResultTaken() if self._contract.approval is Approval.HOLD and event.result.file:
+            case agent.ResultTaken() if self.contract.approval is Approval.HOLD and event.result.file:
                 if event.result.order not in self._looked_at:  # else it is only told again
                     self._held_back.add(event.result.order)
             case agent.UpdateReleased():
@@ -38,7 +42,7 @@ class Permission:
                 case agent.Prepare():
                     self._looked_at.discard(effect.order.id)
                     self._allowed(effect.order.run, f"works on {effect.order.id}")
-                    manual = self._contract.approval is Approval.MANUAL
+                    manual = self.contract.approval is Approval.MANUAL
                     yes = self._said.get(effect.order.run, False)
                     demand(yes or not manual, "I5", f"{self._site} works on {effect.order.id} without a yes")
                 case agent.Submit():
@@ -48,6 +52,10 @@ class Permission:
                     demand(looked, "I5", f"{self._site} sends {name}, at which nobody has looked")
                 case agent.Discard():
                     self._held_back.discard(effect.order)
+
+    def speaks(self, order: str) -> None:
+        """It says something in a masked session."""
+        self._allowed(order.split(".", 1)[0], f"speaks in the masked session of {order}")
 
     def _allowed(self, run: str, does: str) -> None:
         demand(self._said.get(run, True), "I5", f"{self._site} {does}, and its people have said no")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import json
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fedtrain.core.contract import Contract, Rights
+from fedtrain.core.masks import SITES_MIN
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.sim.acts import SiteActs, WayBack, draw_acts
 from fedtrain.sim.clock import JUMPS_MS, START_MS
@@ -16,6 +17,16 @@ from fedtrain.sim.faults import FaultRates, draw_rates
 
 TASK = "tiny"
 DATASET = "corpus"
+
+VEILED_MANY = 5
+VEILED_OF_FEW, VEILED_OF_MANY = 0.35, 0.75
+"""Share of the worlds that could have masked runs and do: more where a threshold leaves room for losses."""
+
+VEILED_FAILS = 0.25
+"""Of such a world's jobs: sites that have shared their secrets and then have no update."""
+
+LINKS_MS = 20_000
+"""What the slowest links take for a model and an update."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +131,14 @@ def draw(seed: int) -> Plan:
     sites = [_site(chance, name, shared_by, index < spare) for index, name in enumerate(names)]
     clear_ms = START_MS + chance.randint(40_000, 120_000)
     acts, ways_back = draw_acts(seed, names, names[:spare], [run.spec.run for run in runs], clear_ms)
+    rates, veiled = draw_rates(chance), _veiled(seed, runs, sites, minimum)
+    if veiled != runs and num_sites >= VEILED_MANY:
+        rates = replace(rates, trainer_fails=max(rates.trainer_fails, VEILED_FAILS))
     return Plan(
         seed=seed,
         sites=tuple(sites),
-        runs=runs,
-        rates=draw_rates(chance),
+        runs=veiled,
+        rates=rates,
         clear_ms=clear_ms,
         num_elements=chance.randint(4, 16),
         clock_offsets_ms=_offsets(chance, names),
@@ -132,6 +146,34 @@ def draw(seed: int) -> Plan:
         acts=acts,
         ways_back=ways_back,
     )
+
+
+def _veiled(
+    seed: int, runs: tuple[RunPlan, ...], sites: Sequence[SitePlan], minimum: int
+) -> tuple[RunPlan, ...]:
+    """In some of the worlds that have sites enough, all runs are masked; drawn apart from all else.
+
+    No seat outlives an attempt under masks, so a round has to last long enough for the slowest site.
+    """
+    chance = random.Random(f"masks.{seed}")
+    share = VEILED_OF_FEW if len(sites) < VEILED_MANY else VEILED_OF_MANY
+    if minimum < SITES_MIN or chance.random() >= share:
+        return runs
+    return tuple(_veiled_run(chance, run, sites, minimum) for run in runs)
+
+
+def _veiled_run(chance: random.Random, run: RunPlan, sites: Sequence[SitePlan], minimum: int) -> RunPlan:
+    terms = {"weight_max": chance.choice((0, 0, 65_536)), "dropouts_max": chance.choice((-1, -1, 0, 1))}
+    slowest_ms = run.spec.steps * max(site.step_ms for site in sites)
+    spec = replace(
+        run.spec,
+        task=json.dumps({"data": DATASET, "name": TASK, "terms": {"privacy": {"masked": terms}}}),
+        minimum=chance.randint(SITES_MIN, minimum),
+        deadline_ms=run.spec.deadline_ms + slowest_ms + 2 * run.spec.patience_ms + LINKS_MS,
+        codec_up=f"fixed{chance.randint(8, 24)}s{chance.randint(6, 18)}",
+        norm_max=None,
+    )
+    return replace(run, spec=spec)
 
 
 def _offsets(chance: random.Random, names: tuple[str, ...]) -> dict[str, int]:

@@ -47,8 +47,15 @@ class Chain:
         self.digests.append(blob)
         self._publics.append(self._public)
 
-    def compute(self, effect: Aggregate) -> None:
-        """What the next version has to be, from what the effect counts."""
+    def compute(self, effect: Aggregate, mean: Floats | None = None) -> None:
+        """What the next version has to be, from what the effect counts, or from the mean under masks."""
+        combined = self._combined(effect) if mean is None else mean
+        exact, velocity = self._outer_step(effect.round, combined)
+        delta = exact - self._public
+        public = self._public + delta
+        self._pending = (exact, public, velocity, sha256(delta.tobytes()))
+
+    def _combined(self, effect: Aggregate) -> Floats:
         counted = [np.frombuffer(self._blobs[item.blob], np.float32) for item in effect.contributions]
         weights = [item.weight for item in effect.contributions]
         total = math.fsum(weights)
@@ -59,10 +66,7 @@ class Chain:
             scale = 1.0 if bound is None or norm <= bound else bound / norm
             term = values * np.float32(weight / total * scale)
             combined = term if index == 0 else combined + term
-        exact, velocity = self._outer_step(effect.round, combined)
-        delta = exact - self._public
-        public = self._public + delta
-        self._pending = (exact, public, velocity, sha256(delta.tobytes()))
+        return combined
 
     def _outer_step(self, round_index: int, combined: Floats) -> tuple[Floats, Floats | None]:
         """The model and the velocity behind it. A warm-up round averages and keeps no velocity."""

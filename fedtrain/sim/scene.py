@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fedtrain.core import agent, effects as fx, events as ev, messages as msg
 from fedtrain.sim.chance import Chance
 from fedtrain.sim.clock import START_MS, Clock
+from fedtrain.sim.keys import Notary
 from fedtrain.sim.plan import Plan
 
 _SHOWN = (
@@ -22,6 +23,7 @@ _SHOWN = (
     "attempt",
     "version",
     "timer",
+    "topic",
     "session",
     "outcome",
     "accepted",
@@ -82,6 +84,7 @@ class Scene:
         faults: kind of fault -> how often it was injected.
         struck: keys of all faults that struck, in order: what `--only` and `--without` choose from.
         events: events that the machines stepped through.
+        notary: makes and checks signatures.
     """
 
     plan: Plan
@@ -91,6 +94,10 @@ class Scene:
     faults: Counter[str] = field(default_factory=Counter)
     struck: list[str] = field(default_factory=list)
     events: int = 0
+    notary: Notary = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.notary = Notary(self.plan.seed)
 
     @property
     def clear(self) -> bool:

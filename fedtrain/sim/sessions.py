@@ -9,6 +9,7 @@ from fedtrain.core.orders import Order, Progress
 from fedtrain.core.state import ENDED, Declared
 from fedtrain.core.uploads import seat_of
 from fedtrain.sim.calls import Envelope
+from fedtrain.sim.keys import said
 
 if TYPE_CHECKING:
     from fedtrain.sim.coordinator import Coordinator
@@ -62,6 +63,8 @@ class Sessions:
             case msg.Evaluation() if _owns(site, message.order):
                 self.settle(site, message.order)
                 owner.submit(ev.EvaluationStored(now_ms, message.order, message.loss, message.count))
+            case msg.Statement() if _owns(site, message.order):
+                self._statement(site, message)
             case msg.Withdrawal():
                 self._withdrawal(site, message)
             case msg.Declaration():
@@ -86,6 +89,18 @@ class Sessions:
         else:
             self.settle(site, message.order)
             owner.submit(ev.ConsentRefused(owner.now_ms, message.order, message.reasons))
+
+    def _statement(self, site: str, message: msg.Statement) -> None:
+        """As the real one: it counts with its signature, and where its order holds a seat."""
+        owner = self._owner
+        run = owner.state.runs.get(message.order.split(".", 1)[0])
+        key = owner.state.members[site].message_key
+        text = said(site, message.topic, message.order, message.document)
+        if run is None or run.phase in ENDED or seat_of(run, message.order) is None:
+            return
+        if owner.scene.notary.holds(key, text, message.signature):
+            fields = (message.topic, message.order, message.document, message.signature)
+            owner.submit(ev.StatementHeard(owner.now_ms, site, *fields))
 
     def expel(self, site: str) -> None:
         """Its membership is over: the session is cut, and nothing is expected of it."""

@@ -22,6 +22,7 @@ from fedtrain.sim.outbox import Outbox
 from fedtrain.sim.plan import DATASET, SitePlan
 from fedtrain.sim.process import CrashingActor, FusedJournal, Process
 from fedtrain.sim.scene import Scene
+from fedtrain.sim.seats import Seats
 from fedtrain.sim.trainer import Trainer
 
 PATIENCE_MS = 3_000
@@ -36,7 +37,8 @@ class Site(Process):
 
     Attributes:
         home: name of the coordinator that its file names.
-        calls, outbox: parts of one life; models and trainer outlive it.
+        notary: makes and checks the world's signatures.
+        calls, outbox: parts of one life; models, seats and trainer outlive it.
     """
 
     def __init__(self, scene: Scene, plan: SitePlan, network: Network, auditor: Auditor, home: str) -> None:
@@ -45,7 +47,8 @@ class Site(Process):
         self.home = home
         self.auditor = auditor
         self.journal = MemoryJournal()
-        self.models = Models(self)
+        self.notary = scene.notary
+        self.models, self.seats = Models(self), Seats(self)
         self.trainer = Trainer(scene, plan, self._result_lies_ready, self._trainer_gave_up)
         self._network = network
         self._acts = scene.plan.acts.get(plan.name, NOTHING)
@@ -72,6 +75,7 @@ class Site(Process):
         self._driver: Driver[agent.AgentState, agent.AgentEvent, agent.AgentEffect] = Driver(
             FusedJournal(journal, self.fuse), CrashingActor(self, self.fuse), self._step, state
         )
+        self.seats.sweep()
         late = self.scene.clear
         contract = self._acts.contract(self.plan.later_contract if late else self.plan.contract, late)
         self.submit(agent.AgentBooted(self.now_ms, contract))
@@ -89,6 +93,11 @@ class Site(Process):
         """The time as this machine's calendar tells it."""
         minutes = self.now_ms // 60_000
         return Moment(minutes // 1_440, minutes % 1_440)
+
+    @property
+    def state(self) -> agent.AgentState:
+        """What the agent knows."""
+        return self._driver.state
 
     @property
     def verdicts(self) -> Mapping[str, Verdict]:
@@ -141,6 +150,7 @@ class Site(Process):
     def lose_power(self, how: random.Random) -> None:
         """Models and results are not synced; the journal is."""
         self.models.lose_power(how)
+        self.seats.lose_power(how)
         for order in list(self.trainer.results):
             if how.random() < 0.3:
                 self.trainer.lose(order)
@@ -223,6 +233,8 @@ class Site(Process):
                         now_ms, message.consortium, message.sequence, message.hash, message.at_ms, ""
                     )
                 )
+            case msg.Statement():
+                self.seats.hear(message)
             case msg.Superseded():
                 self._open = False
                 self.session = ""
@@ -239,6 +251,7 @@ class Site(Process):
         if self.session != session:
             return
         self.auditor.keeps(self.name, len(self.trainer.results))
+        self.auditor.secrecy.kept(self.name, self.seats.sessions)
         working = (name for name, held in self.held.items() if held.stage is agent.Stage.WORKING)
         progress = self.trainer.progress(tuple(working), self.models.fetched_bytes)
         self.say(msg.Heartbeat((*progress, *self._looked_at())))
@@ -290,9 +303,17 @@ class Site(Process):
                     self.say(msg.Withdrawal(effect.run, effect.reason, ""))
             case agent.Reattach():
                 self.later(0, lambda: self._call_home(500))
+            case agent.SayMasked():
+                if self._open:
+                    self.seats.say(effect.order, effect.topic)
+            case agent.MaskUpdate():
+                self.seats.mask(effect.order, effect.result)
+            case agent.BurnMasks():
+                self.seats.burn(effect.order)
             case agent.Discard():
                 self.calls.forget(effect.order)
                 self.trainer.discard(effect.order)
+                self.seats.discard(effect.order)
 
     def _report(self, effect: agent.Report) -> None:
         """An answer without a file goes through the session, now or once there is one."""

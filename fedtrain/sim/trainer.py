@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedtrain.core.masks import is_masked
 from fedtrain.core.orders import Order, OrderKind, Progress, Result
 from fedtrain.sim.numbers import LAYOUT, digest_of, drawn, initial_weights, norm_of, update_of
 from fedtrain.sim.plan import SitePlan
 from fedtrain.sim.scene import Scene
+from fedtrain.sim.veils import levels_of
 
 DEATHS_MAX = 3
 OVERHEAD_MS = 100
@@ -146,11 +148,16 @@ class Trainer:
         else:
             values = update_of(order, num_elements)
         norm = norm_of(values)
+        seeds = order.kind is OrderKind.SEED
+        veils = is_masked(order)
         if scene.strikes(rates.not_finite, "NaN sent", order.id):
+            if veils:
+                return Finished(Result(order.id, failure="a value is not finite, and has no level"), b"")
             values = values.copy()
             values[0] = np.nan
         payload = values.tobytes()
-        seeds = order.kind is OrderKind.SEED
+        if veils:
+            payload = levels_of(order, values, self._site.weight).astype("<i4").tobytes()
         result = Result(
             order=order.id,
             file="model.bin" if seeds else "update.bin",

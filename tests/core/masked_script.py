@@ -111,7 +111,7 @@ class Consortium:
         self.script._actor.perform = note  # type: ignore[method-assign]
         self.script.begin()
         self.settle()
-        self.script.seed()
+        self.script.seed(min(names))
         self.settle()
 
     @property

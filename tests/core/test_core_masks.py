@@ -194,6 +194,21 @@ def test_a_set_that_was_to_be_opened_is_asked_again_and_no_other() -> None:
     assert world.phase is Phase.AGGREGATING and "".join(world.sums[-1].survivors) == "abcde"
 
 
+@pytest.mark.parametrize(("topic", "words"), [("advert", "sent no keys"), ("boxes", "shared no secrets")])
+def test_a_stage_goes_on_without_who_is_silent(topic: str, words: str) -> None:
+    """A site that is here and says nothing loses its seat once the stage's time is over, and not before."""
+    world = Consortium("abcdef", deadline_ms=60_000)
+    world.script.aggregate()
+    world.mute.add(("f", topic))
+    world.settle()
+    before = world.stage
+    assert before in (MaskStage.ADVERTISE, MaskStage.SHARE)
+    world.wait(3_000)
+    seat = world.script.run.round.seats["f"]  # type: ignore[union-attr]
+    assert seat.standing is Standing.FAILED and words in seat.reason
+    assert world.phase is Phase.AGGREGATING and "".join(world.sums[-1].survivors) == "abcde"
+
+
 def test_documents_wait_for_consent() -> None:
     """A proposal that overtook its order would be nobody's: a site hears of a session once it works on it."""
     world = Consortium("abc")

@@ -125,3 +125,23 @@ def test_small_sets_break_the_contract_at_every_stage() -> None:
         world.wait(20_000)
         reasons = [reason for site in world.sites.values() for reason in site.burnt.values()]
         assert reasons and all("contract.cohort_min is 5" in reason for reason in reasons), topic
+
+
+def test_a_site_with_too_few_neighbours_left_burns() -> None:
+    """On a regular graph a set may be large enough and still leave a site among strangers, with few masks."""
+    names = "abcdefghijklmnopqrstuvwxyz0123456789"
+    world, order = stopped_at("keys", names)
+    site = world.sites["a"]
+    proposal = canonical.decode(masks.Proposal, site.state.masks[order].proposal)
+    session = session_of(world, order)
+    near = masks.neighbours(session, names, proposal.degree, "a")
+    far = [name for name in names if name not in near and name != "a"]
+    assert far and proposal.degree < len(names) - 1
+    members = ["a", *far, *near[: proposal.threshold - 1 - len(far)]]
+    assert len(members) == proposal.threshold
+
+    def advert(name: str) -> masks.Signed:
+        return masks.Signed(masks.spelled(masks.Advert(session, name, "0" * 64, "1" * 64, "2" * 64)), "x")
+
+    said = masks.Keys(session, {name: advert(name) for name in members})
+    assert f"of its neighbours are left, {proposal.shares} are needed" in lie(world, order, "keys", said)

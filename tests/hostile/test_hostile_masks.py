@@ -133,7 +133,7 @@ TRICKS: dict[str, Trick] = {
     "an unsigned proposal": Trick(
         "", "proposal", proposal(), "has not signed its proposal", forged=True
     ),
-    "keys before a proposal": Trick("", "keys", lambda play: masks.Keys("0" * 64, {}), "its proposal was due"),
+    "keys before a proposal": Trick("", "keys", lambda play: masks.Keys("0" * 64, {}), "proposal was due"),
     "two proposals": Trick("proposal", "proposal", proposal(model="e" * 64), "its keys was due"),
     "its own keys in a partner's place": Trick("proposal", "keys", substituted, "signature"),
     "other keys in the site's place": Trick("proposal", "keys", substituted_victim, "signature"),

@@ -15,8 +15,8 @@ LEAVING = (
     Mutation(
         "sum on with a site that has left",
         "core/removal.py",
-        "if run.phase is not Phase.AGGREGATING or not gone & set(opened.counted):",
-        "if run.phase is not Phase.AGGREGATING or opened.counted:",
+        "if run.phase not in (Phase.UNMASKING, Phase.AGGREGATING) or not gone & set(opened.counted):",
+        "if run.phase not in (Phase.UNMASKING, Phase.AGGREGATING) or opened.counted:",
         seed=28,
     ),
     Mutation(
