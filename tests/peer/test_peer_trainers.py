@@ -65,7 +65,7 @@ class Workplace:
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.005)
 

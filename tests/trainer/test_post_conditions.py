@@ -141,6 +141,48 @@ def test_ghost_clipping_with_a_plain_criterion_is_noticed():
         step.run()
 
 
+def test_gradients_left_over_from_the_first_pass_are_noticed():
+    """What the pass for the norms left in the gradients would enter the sum unclipped."""
+    step = wide_step("ghost")
+    step.clipper._clear = lambda: None
+    with pytest.raises(PrivacyFault, match="gradients held something before the clipped sum"):
+        step.run()
+
+
+def test_norms_of_another_batch_are_noticed(monkeypatch):
+    """A layer whose norms are not taken any more would be clipped by those of an earlier batch."""
+    step = wide_step("ghost")
+    step.run()
+    monkeypatch.setitem(step.clipper._ghost.NORM_SAMPLERS, nn.Linear, lambda layer, inputs, outputs: {})
+    with pytest.raises(PrivacyFault, match=r"0\.weight has no norm of each single record"):
+        step.run()
+
+
+def test_a_record_that_is_left_out_is_noticed():
+    """A clipper that drops one record and says otherwise stops the step, once that record is looked at."""
+    step = wide_step("ghost", rate=1.0)
+    honest = step.clipper.clipped_sum
+
+    def fewer(chosen, place, units):
+        found = honest(chosen[1:], place[1:] - 1, units - 1)
+        return clipping.ClippedSum(found.total, units, found.broken)
+
+    step.clipper.clipped_sum = fewer
+    with pytest.raises(PrivacyFault, match="left it out"):
+        # One of 40 is looked at: missed by chance in e^-27 of all tests.
+        for _ in range(1080):
+            step.run()
+
+
+def test_a_weight_above_the_clip_is_noticed():
+    """One record that is weighed twice in the batch it is trained in stops the step when it is looked at."""
+    step = wide_step("ghost", rate=1.0)
+    factors = step.clipper._hooks.get_clipping_coef
+    step.clipper._hooks.get_clipping_coef = lambda: factors() * 2
+    with pytest.raises(PrivacyFault, match=r"not clipped|clipped to another length"):
+        step.run()
+
+
 def test_a_parameter_unfrozen_later_is_noticed():
     """What was frozen when the training was set up has no clip; trained all the same, it is found."""
     model = perceptron()

@@ -13,6 +13,8 @@ contributes zero, which is within the clip: it must not spoil the model, and its
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +22,6 @@ from typing import Protocol
 
 import torch
 from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
-from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
@@ -34,8 +35,9 @@ Losses = Callable[[Indices], Tensor]
 GRADIENT_ELEMENTS_MAX = 1 << 26
 """256 MiB of float32: the gradients of single records that are in memory at once."""
 
-RECORDS_MAX = 256
-"""So many records are enough to keep any machine busy, and their activations fit where one's do."""
+RECORDS_MAX = 320
+"""So many records are enough to keep any machine busy, and their activations fit where one's do. A draw of
+256 on average rarely has more, which would be another pass for a few."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,13 @@ class ClippedSum:
 
 
 class Clipper(Protocol):
-    """Takes the clipped sum; leaves the gradients of the parameters in no defined state."""
+    """Takes the clipped sum; leaves the gradients of the parameters in no defined state.
+
+    Attributes:
+        weighs_losses: whether the sum is a plain gradient of losses times factors, and of nothing else.
+    """
+
+    weighs_losses: bool
 
     def clipped_sum(self, records: Indices, place: Indices, units: int) -> ClippedSum:
         """`records` unit by unit, `place` each one's unit from 0 to units - 1, ascending."""
@@ -181,6 +189,8 @@ class _Clipper:
 class PerExample(_Clipper):
     """The gradient of every record in the microbatch is made, summed over its unit, clipped."""
 
+    weighs_losses = False
+
     def __init__(self, model: nn.Module, losses: Losses, coverage: Coverage, plan: ClipPlan) -> None:
         by_memory = max(1, GRADIENT_ELEMENTS_MAX // coverage.elements)
         hooks = GradSampleHooks(model, loss_reduction="sum")
@@ -233,18 +243,20 @@ class PerExample(_Clipper):
     def _add(self, gradients: list[Tensor], norms: Tensor, total: Tensor) -> None:
         factors = clip_factors(norms, self._clip)
         for part, rows in zip(self._coverage.slices, gradients, strict=True):
-            total[part] += (factors @ rows).cpu()
+            total[part].add_((factors @ rows).cpu())
 
 
 class Ghost(_Clipper):
     """Norms of the records' gradients first, then the gradient of the sum of re-weighted losses."""
 
+    weighs_losses = True
+
     def __init__(self, model: nn.Module, losses: Losses, coverage: Coverage, plan: ClipPlan) -> None:
         hooks = GradSampleHooksFastGradientClipping(model, loss_reduction="sum", max_grad_norm=plan.clip)
         super().__init__(losses, coverage, plan, hooks, RECORDS_MAX)
         self._ghost = hooks
-        self.criterion: Callable[[Tensor], Tensor] = DPLossFastGradientClipping(
-            hooks, _Gradients(self._clear), _Given(), loss_reduction="sum"
+        self.criterion: Callable[[Tensor], _TwoPasses] = functools.partial(
+            _TwoPasses, hooks, _probes(model), self._between
         )
 
     def clipped_sum(self, records: Indices, place: Indices, units: int) -> ClippedSum:
@@ -269,7 +281,9 @@ class Ghost(_Clipper):
         """Both passes; which of the records have a finite gradient, bool `(records,)`."""
         self._clear()
         self._ghost._per_sample_gradient_norms = None
-        self.criterion(self._losses(records)).backward()  # type: ignore[no-untyped-call]
+        for parameter in self._coverage.parameters:
+            parameter._norm_sample = None  # type: ignore[attr-defined]
+        self.criterion(self._losses(records)).backward()
         norms = self._ghost._per_sample_gradient_norms
         if norms is None or norms.shape != (len(records),):
             raise PrivacyFault(
@@ -277,35 +291,66 @@ class Ghost(_Clipper):
             )
         return torch.isfinite(norms).cpu().numpy()
 
+    def _between(self) -> None:
+        """Each parameter has norms of this very pass: old ones would clip to anything. No gradients stay."""
+        for name, parameter in zip(self._coverage.names, self._coverage.parameters, strict=True):
+            if getattr(parameter, "_norm_sample", None) is None:
+                raise PrivacyFault(
+                    f"{name} has no norm of each single record's gradient, so it cannot be clipped"
+                )
+        self._clear()
+
     def _add(self, total: Tensor) -> None:
         for part, parameter in zip(self._coverage.slices, self._coverage.parameters, strict=True):
             if parameter.grad is not None:
-                total[part] += parameter.grad.flatten().cpu()
+                total[part].add_(parameter.grad.flatten().cpu())
 
 
-class _Given:
-    """Opacus' criterion where the losses of single records are there already."""
+class _TwoPasses:
+    """What ghost clipping makes of the losses of single records: something that can be gone back through.
 
-    reduction = "sum"
+    Norms need what reaches each layer, not the gradient of its weight, so the first pass is for one small
+    parameter of each layer, and the large products are left out; Opacus' own criterion makes them.
+    """
 
-    def __call__(self, losses: Tensor) -> Tensor:
-        return losses
+    def __init__(
+        self,
+        hooks: GradSampleHooksFastGradientClipping,
+        probes: list[nn.Parameter],
+        between: Callable[[], None],
+        losses: Tensor,
+    ) -> None:
+        self._hooks = hooks
+        self._probes = probes
+        self._between = between
+        self._losses = losses
+
+    def backward(self) -> None:
+        """Norms, then the gradient of the sum of losses times factors."""
+        self._losses.sum().backward(retain_graph=True, inputs=self._probes)  # type: ignore[no-untyped-call]
+        self._between()
+        factors = self._hooks.get_clipping_coef().to(self._losses.device)
+        self._hooks.disable_hooks()
+        try:
+            (factors * self._losses).sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            self._hooks.enable_hooks()
 
 
-class _Gradients:
-    """What Opacus' loss asks of an optimiser: to forget the gradients of its first backward pass."""
-
-    loss_reduction = "sum"
-
-    def __init__(self, clear: Callable[[], None]) -> None:
-        self._clear = clear
-
-    def zero_grad(self) -> None:
-        self._clear()
+def _probes(model: nn.Module) -> list[nn.Parameter]:
+    """The smallest trainable parameter of each layer that has one."""
+    found: dict[nn.Parameter, None] = {}
+    for module in model.modules():
+        own = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+        if own:
+            found[min(own, key=nn.Parameter.numel)] = None
+    return list(found)
 
 
 def _is_finite(gradient: Tensor) -> bool:
-    """Whether all of it is, by one pass: a norm of finite float32 is finite in float64."""
+    """Whether all of it is, by one pass: a norm of finite float32 is finite in float64, if not in itself."""
+    if math.isfinite(float(torch.linalg.vector_norm(gradient))):
+        return True
     return bool(torch.isfinite(torch.linalg.vector_norm(gradient, dtype=torch.float64)))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fedtrain.errors import LocalError
 from fedtrain.trainer.privacy.noise import CLIP_TOLERANCE
 from fedtrain.trainer.privacy.sampling import Indices
+from fedtrain.trainer.privacy.weights import SeenWeight
 
 MISS = math.log(2e12)
 """A bound on chance is missed by a right step once in 10^12; half of that at either end."""
@@ -155,6 +156,32 @@ class Conditions:
                 "one unit's clipped gradient is not its gradient by plain backpropagation, clipped; they"
                 f" differ most in {name}: the gradients of single units are wrong, as with a layer that"
                 " shares a parameter behind the library's back or mixes records"
+            )
+
+    def weight(self, seen: SeenWeight | None, explicit: Tensor, agreement: float) -> None:
+        """One unit's part in the sum, where it is a weight times its own gradient: as `unit`.
+
+        Args:
+            seen: what its loss was weighed by in the batch; `explicit`, `agreement`: see `unit`.
+        """
+        if seen is None:
+            raise PrivacyFault("no gradient was taken of one unit's loss: the clipping code left it out")
+        if not seen.clean:
+            raise PrivacyFault(
+                "the gradients held something before the clipped sum was taken: it would enter unclipped"
+            )
+        size = float(torch.linalg.vector_norm(explicit))
+        if not math.isfinite(size) or size == 0.0:
+            return  # a broken record, which takes no part, or one that has none; `total` sees a sum in pieces
+        if not seen.weight * size <= self._clip * (1 + CLIP_TOLERANCE):
+            raise PrivacyFault(
+                f"one unit's gradient is longer than {self._clip:g} after clipping: it is not clipped"
+            )
+        if not abs(seen.weight - min(1.0, self._clip / size)) * size <= self._clip * agreement:
+            raise PrivacyFault(
+                "one unit's gradient was clipped to another length than its gradient by plain backpropagation"
+                " asks for: the norms of single units are wrong, as with a layer that shares a parameter"
+                " behind the library's back or mixes records"
             )
 
     def total(self, total: Tensor, parts: int) -> None:

@@ -27,6 +27,7 @@ from fedtrain.trainer.privacy.conditions import (
 from fedtrain.trainer.privacy.noise import KeyStream
 from fedtrain.trainer.privacy.plan import RecordPlan
 from fedtrain.trainer.privacy.sampling import Indices, Units, poisson_draw
+from fedtrain.trainer.privacy.weights import WatchedLosses
 
 _RECORDS_COMPARED = 8
 
@@ -70,12 +71,12 @@ class PrivateStep:
     ) -> None:
         plan.check_units(units.count)
         self._model = model
-        self._losses = losses
-        self._independent = False
+        self._independent = self._draws = False
         self._plan = plan
         self._units = units
         self._agreement = AGREEMENT_FLOAT32 if precision == "float32" else AGREEMENT_BFLOAT16
         self.coverage = Coverage(model)
+        self._losses = WatchedLosses(losses, self.coverage.parameters)
         self.conditions = Conditions(self.coverage, plan.clip, units.count, plan.sampling_rate)
         self.expected_batch = plan.sampling_rate * units.count
         reach = noise.sensitivity(plan.clip, plan.noise_multiplier, self.coverage.elements)
@@ -85,7 +86,7 @@ class PrivateStep:
         self.draw: DrawSource = poisson_draw
         self.add_noise: NoiseSource = noise.grid_noise
         clip_plan = ClipPlan(plan.clip, plan.unit, plan.mode, microbatch, precision)
-        self.clipper: Clipper = build_clipper(model, losses, self.coverage, clip_plan)
+        self.clipper: Clipper = build_clipper(model, self._losses, self.coverage, clip_plan)
 
     def run(self) -> StepFacts:
         """One step. `PrivacyFault` where a condition does not hold; the gradients are then not to be used."""
@@ -98,7 +99,7 @@ class PrivateStep:
         exact = noise.on_grid(total, self.grid)
         added = self.add_noise(self._stream(), self.coverage.elements, self.deviation, self.grid)
         self._release(added.add_(exact))
-        self._check_released(exact)
+        self._check_released(exact, added)
         return StepFacts(len(drawn), broken)
 
     def _check_independence(self) -> None:
@@ -127,51 +128,78 @@ class PrivateStep:
     def _clipped(self, drawn: Indices) -> tuple[Tensor, int]:
         """The clipped sum over all ranks, float64 `(elements,)`, and this rank's broken records.
 
-        One unit of each step goes through the clipping alone and is held against its own gradient.
+        One unit of each step, by chance, is held against its own gradient by plain backpropagation.
         """
         rank, count = ranks.world()
         mine = drawn[rank::count]
-        total = torch.zeros(self.coverage.elements, dtype=torch.float64)
-        parts = broken = 0
-        for units in self._split(mine):
-            records, place = self._units.records(units)
-            chance = _chance(self.coverage.parameters[0])
-            found = self.clipper.clipped_sum(records, place, len(units))
-            if len(units) == 1:
-                # Layers that draw (dropout) draw alike in both.
-                _set_chance(chance)
-                explicit = self.clipper.explicit(records)
-                self.conditions.unit(found.total, explicit, self._agreement)
-            total += found.total
-            parts += found.parts
-            broken += found.broken
-        self.conditions.counted(parts, len(mine))
+        with ranks.together():
+            if not len(mine):
+                total, broken = torch.zeros(self.coverage.elements, dtype=torch.float64), 0
+            # Which one need not be secret: nothing of it is released.
+            elif self.clipper.weighs_losses and not self._draws:
+                total, broken = self._watched_sum(mine, int(np.random.default_rng().integers(len(mine))))
+            else:
+                total, broken = self._parted_sum(mine, int(np.random.default_rng().integers(len(mine))))
         ranks.summed(total)
         self.conditions.total(total, len(drawn))
         return total, broken
 
-    def _split(self, units: Indices) -> list[Indices]:
-        """One unit by chance, and the others."""
-        if len(units) < 2:
-            return [units] if len(units) else []
-        # Which one need not be secret: nothing of it is released.
-        chosen = int(np.random.default_rng().integers(len(units)))
-        return [units[chosen : chosen + 1], np.delete(units, chosen)]
+    def _watched_sum(self, mine: Indices, chosen: int) -> tuple[Tensor, int]:
+        """All units at once; the weight of the chosen one's loss tells what its part is."""
+        unit = mine[chosen : chosen + 1]
+        record, _ = self._units.records(unit)
+        chance = _chance(self.coverage.parameters[0])
+        records, place = self._units.records(mine)
+        self._losses.watch(int(record[0]))
+        found = self.clipper.clipped_sum(records, place, len(mine))
+        seen = self._losses.taken()
+        self.conditions.counted(found.parts, len(mine))
+        if _same(chance, _chance(self.coverage.parameters[0])):
+            self.conditions.weight(seen, self.clipper.explicit(record), self._agreement)
+        else:
+            # Layers that draw (dropout) draw otherwise for a record alone, so it is taken alone both times.
+            self._draws = True
+            self._alone(unit)
+        return found.total, found.broken
+
+    def _parted_sum(self, mine: Indices, chosen: int) -> tuple[Tensor, int]:
+        """The chosen unit alone, which shows its part, and the others."""
+        total, parts, broken = self._alone(mine[chosen : chosen + 1])
+        others = np.delete(mine, chosen)
+        if len(others):
+            records, place = self._units.records(others)
+            found = self.clipper.clipped_sum(records, place, len(others))
+            total, parts, broken = found.total.add_(total), parts + found.parts, broken + found.broken
+        self.conditions.counted(parts, len(mine))
+        return total, broken
+
+    def _alone(self, unit: Indices) -> tuple[Tensor, int, int]:
+        """One unit's clipped gradient, compared with its own gradient; parts and broken records."""
+        records, place = self._units.records(unit)
+        chance = _chance(self.coverage.parameters[0])
+        found = self.clipper.clipped_sum(records, place, 1)
+        # Layers that draw (dropout) draw alike in both.
+        _set_chance(chance)
+        self.conditions.unit(found.total, self.clipper.explicit(records), self._agreement)
+        return found.total, found.parts, found.broken
 
     def _release(self, released: Tensor) -> None:
         """Into the gradients, in place where they exist: they may be views of a flat vector."""
-        mean = released.mul_(self.grid / self.expected_batch).float()
+        released.mul_(self.grid / self.expected_batch)
         for part, parameter in zip(self.coverage.slices, self.coverage.parameters, strict=True):
-            value = mean[part].view(parameter.shape).to(parameter)
             if parameter.grad is None:
-                parameter.grad = value.clone()
-            else:
-                parameter.grad.copy_(value)
+                parameter.grad = torch.empty_like(parameter)
+            parameter.grad.copy_(released[part].view(parameter.shape))
             parameter.grad_sample = None  # type: ignore[attr-defined]
 
-    def _check_released(self, exact: Tensor) -> None:
-        """The noise is taken from where the optimiser will look, not from where it was drawn."""
-        seen = torch.cat([_gradient(p).flatten().cpu() for p in self.coverage.parameters]).double()
+    def _check_released(self, exact: Tensor, seen: Tensor) -> None:
+        """The noise is taken from where the optimiser will look, not from where it was drawn.
+
+        Args:
+            exact: the sum in units of the grid; `seen`: memory for what is seen; both float64 `(elements,)`.
+        """
+        for part, parameter in zip(self.coverage.slices, self.coverage.parameters, strict=True):
+            seen[part].copy_(_gradient(parameter).flatten())
         # What is not finite has no mean square, so it is found there.
         self.conditions.noise(seen.mul_(self.expected_batch).sub_(exact, alpha=self.grid), self.deviation)
 
@@ -180,6 +208,12 @@ def _chance(parameter: nn.Parameter) -> tuple[Tensor, Tensor | None]:
     """torch's generators, on the CPU and on the parameter's device."""
     device = torch.cuda.get_rng_state(parameter.device) if parameter.is_cuda else None
     return torch.get_rng_state(), device
+
+
+def _same(one: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor | None]) -> bool:
+    if one[1] is not None and other[1] is not None and not torch.equal(one[1], other[1]):
+        return False
+    return torch.equal(one[0], other[0])
 
 
 def _set_chance(chance: tuple[Tensor, Tensor | None]) -> None:
