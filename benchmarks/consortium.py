@@ -42,6 +42,9 @@ END_S = 5.0
 
 COORDINATOR = "coordinator"
 
+AT_WORK = ("waiting", "seeding", "training", "unmasking", "aggregating", "evaluating")
+"""Phases of a run that goes on by itself."""
+
 PEER_FILE = """\
 site: {site}
 coordinator: {address}
@@ -56,19 +59,24 @@ task:
 sites: {{minimum: {sites}}}
 rounds: {{count: {rounds}, steps: 1, quorum_share: 1.0, deadline_s: 3600, patience_s: 1800}}
 codec: {{up: {up}, down: {down}}}
+privacy: {{masked: {masked}}}
 evaluate: {{every: 0}}
 """
 
 
 @dataclass(frozen=True)
 class Work:
-    """A run to measure: `parameters` values, `codec_up`/`codec_down` by their names in a run file."""
+    """A run to measure: `parameters` values, `codec_up`/`codec_down` by their names in a run file.
+
+    `masked`: the coordinator learns only sums.
+    """
 
     run: str
     parameters: int
     rounds: int
     codec_up: str = "float32"
     codec_down: str = "float32"
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,7 @@ class Consortium:
                 rounds=work.rounds,
                 up=work.codec_up,
                 down=work.codec_down,
+                masked=str(work.masked).lower(),
             )
         )
         core_seconds = asyncio.run(self._follow(path, work.run))
@@ -167,7 +176,7 @@ class Consortium:
                     first, before = start or (0, 0.0)
                     return (self._core_seconds() - before) / max(1, view["version"] - first)
                 self.check()
-                if view["phase"] not in ("waiting", "seeding", "training", "aggregating", "evaluating"):
+                if view["phase"] not in AT_WORK:
                     raise RuntimeError(f"{run} is {view['phase']}: {view['reason']}\n{self.last_words()}")
                 await asyncio.sleep(LOOK_EVERY_S)
 

@@ -2,6 +2,7 @@
 
 The app is in `flower_app/`: FedAvg with equal weights, no evaluation, and clients that add a number
 to every weight, another one each round and site, because Flower sends equal objects only once.
+`flower_secagg_app/` does the same through SecAgg+.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import time
 from pathlib import Path
 
 from consortium import end_all, free_port, listens
-
 from rivals.environment import RivalFailed, tail
 
 APP = Path(__file__).parent / "flower_app"
+SECAGG_APP = Path(__file__).parent / "flower_secagg_app"
 PACKAGE = "flwr"
 WISHES = ("flwr==1.42.*", "flwr")
 
@@ -39,7 +40,9 @@ insecure = true
 """
 
 
-def measure(programs: Path, sites: int, parameters: int, rounds: int, limit_s: float) -> list[float]:
+def measure(
+    programs: Path, sites: int, parameters: int, rounds: int, limit_s: float, app: Path = APP
+) -> list[float]:
     """Seconds of each round, from the server app's own clock.
 
     Raises `RivalFailed` if it does not finish in `limit_s`.
@@ -72,7 +75,7 @@ def measure(programs: Path, sites: int, parameters: int, rounds: int, limit_s: f
                 if index == 0 and not listens(port, START_S):
                     raise RivalFailed(f"the SuperLink does not listen; {tail(folder, '*.log')}")
             config = f'sites={sites} parameters={parameters} rounds={rounds} times="{times}"'
-            command = [str(programs / "flwr"), "run", str(APP), "here", "--run-config", config]
+            command = [str(programs / "flwr"), "run", str(app), "here", "--run-config", config]
             started = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
             if started.returncode:
                 raise RivalFailed(f"flwr run: {(started.stderr or started.stdout).strip()[-300:]}")

@@ -33,6 +33,7 @@ SENTENCES = {
     "ConsentGiven": "{order} is within its site's contract{ |contract}",
     "ConsentRefused": "{order} is refused by its site: {reasons}",
     "ConsentWithdrawn": "{site} takes its consent to the run back: {reason}",
+    "StatementHeard": "{site} says its {topic}{ for |order}, signed",
     "ModelSeeded": "the first model is here, from {order}: {model_digest}, {num_elements} values",
     "UpdateStored": "the update for {order} is here: {blob}, {size_bytes} bytes, weight {weight}",
     "EvaluationStored": "{order}: loss {loss} over {count}",
@@ -43,6 +44,7 @@ SENTENCES = {
     "RoundAggregated": "round {round}, attempt {attempt}: the model is {model_digest}, norm {update_norm}",
     "BlobDamaged": "the disk has damaged blob {blob}: {reason}",
     "AggregationFailed": "round {round}, attempt {attempt} cannot be aggregated: {reason}",
+    "SumRefused": "round {round}, attempt {attempt}: the sum under the masks is refused: {reason}",
     # a site's
     "AgentBooted": "the agent starts",
     "EpochSeen": "the coordinator is in epoch {epoch}",
@@ -61,6 +63,10 @@ SENTENCES = {
     "UpdateWithheld": "{by} keeps the update for {order} here: {reason}",
     "ContractSigned": "contract {contract} is signed{, over |examples}",
     "DataCounted": "the trainer counts{ |examples}",
+    "PrivacyReckoned": "run {run} needs a noise multiplier of {noise_multiplier} here{, for units: |units}",
+    "ChargeMade": "execution {execution} of {order} is charged for, in row {sequence} of the ledger",
+    "StatementReceived": "the coordinator says its {topic}{ for |order}{, not to be trusted: |fault}",
+    "UpdateMasked": "the masks are on the update for {order}: {digest}, {size_bytes} bytes",
     "BytesSent": "{size_bytes} bytes left in {messages} messages ({kind}){ for |order}{, allowed by |clause}",
 }
 """Kind -> sentence. `{name}` is a field, with dots into the fields of one; `{words|name}` is nothing where

@@ -155,8 +155,10 @@ def _received(state: AgentState, event: OrderReceived) -> Turn:
         for held in state.held.values()
         if held.order.run == order.run and (_replaces(order, held) or _counted_before(order.round, held))
     ]
-    remaining = without(state.held, *(held.order.id for held in older))
-    held = Held(order, Stage.WORKING)
+    gone = [held.order.id for held in older]
+    remaining, held = without(state.held, *gone), Held(order, Stage.WORKING)
+    # Under the same name other work may come: it is none of the masked session's that was agreed to.
+    state = replace(state, masks=without(state.masks, *gone))
     effects = [effect for old in older for effect in _discard(old)]
     return replace(state, held=put(remaining, order.id, held)), (reply, *effects, Prepare(order))
 

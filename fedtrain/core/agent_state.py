@@ -97,10 +97,16 @@ class MaskSeat:
 
 @dataclass(frozen=True)
 class Unmasked:
-    """The last masked round of a run for which this site has opened shares, and whose sum that gave."""
+    """For which masked rounds of a run this site has opened shares.
+
+    Attributes:
+        round: the last one, and `survivors` whose sum that gave.
+        sets: all of them -> digest of the survivors: an old round that is asked for once more is no new one.
+    """
 
     round: int
     survivors: tuple[str, ...]
+    sets: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class AgentState:
         reckoned: run -> its record-level promise at this site.
         ledger: what a start holds the ledger against; one that is behind was rolled back.
         missing: rows that the ledger is known to have lost, see `agent_events.ChargeMade`.
-        masks: order in hand -> its masked session; `unmasked` run -> what was opened last.
+        masks: order in hand -> its masked session; `unmasked` run -> what was opened.
         partners: site -> the message key with which it first came.
     """
 

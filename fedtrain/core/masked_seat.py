@@ -61,7 +61,9 @@ def heard(state: AgentState, event: StatementReceived) -> Turn:
     after = replace(after, heard={**after.heard, event.topic: digest})
     state = replace(state, masks=put(state.masks, event.order, after))
     if event.topic == "unmask":
-        opened = Unmasked(held.order.round, after.survivors)
+        before, index = state.unmasked.get(held.order.run), held.order.round
+        sets = put(before.sets if before else {}, index, _set_digest(after.survivors))
+        opened = Unmasked(index, after.survivors, sets)
         state = replace(state, unmasked=put(state.unmasked, held.order.run, opened))
     return state, _again(held, after, event.topic)
 
@@ -135,11 +137,11 @@ def _survivors(state: AgentState, held: Held, seat: MaskSeat | None, document: s
         raise RemoteError("this site is named a survivor, and has handed no update over")
     if fault := _too_small(state, held, proposal, survivors):
         raise RemoteError(fault)
-    before = state.unmasked.get(held.order.run)
-    if before is not None and before.round == held.order.round and before.survivors != survivors:
+    before, index = state.unmasked.get(held.order.run), held.order.round
+    if before is not None and before.sets.get(index, "") not in ("", _set_digest(survivors)):
+        whose = f" for {', '.join(before.survivors)}" if before.round == index else ""
         raise RemoteError(
-            f"the sum of round {before.round} was opened for {', '.join(before.survivors)} before; another "
-            "set would tell single updates apart"
+            f"the sum of round {index} was opened{whose} before; another set would tell single updates apart"
         )
     return replace(seat, stage=SeatStage.AFFIRMED, survivors=survivors)
 
@@ -161,6 +163,10 @@ _READERS: dict[str, Callable[[AgentState, Held, MaskSeat | None, str], MaskSeat]
     "survivors": _survivors,
     "unmask": _unmask,
 }
+
+
+def _set_digest(survivors: tuple[str, ...]) -> str:
+    return masks.digest_of(" ".join(survivors))
 
 
 def _known(seat: MaskSeat | None) -> tuple[MaskSeat, masks.Proposal]:

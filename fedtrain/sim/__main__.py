@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from fedtrain.errors import EXIT_BUG, EXIT_DONE, ConfigError
 from fedtrain.sim.choice import EVERYTHING, Choice, read_choice
+from fedtrain.sim.malice import Gained, endure_many
 from fedtrain.sim.minimise import minimise
 from fedtrain.sim.world import Outcome, SeedFailed, World, hold
 
@@ -27,19 +28,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one per core)"
     )
+    parser.add_argument("--malice", action="store_true", help="worlds whose coordinator lies, without faults")
     _add_choice(parser)
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.malice:
+            one = chosen.seed is not None
+            return _lied_to(range(chosen.seed, chosen.seed + 1) if one else _seeds(chosen))
         choice = read_choice(chosen.only, chosen.without, chosen.sites, chosen.runs, chosen.rounds)
         if chosen.seed is None:
             if chosen.minimise or choice != EVERYTHING:
                 parser.error("only one world has parts to choose from: name it with --seed")
-            return _many(range(chosen.first, chosen.first + chosen.seeds), chosen.jobs)
+            return _many(_seeds(chosen), chosen.jobs)
         if chosen.minimise:
             return _smallest(chosen.seed, choice)
         return _one(chosen.seed, choice, chosen.transcript)
     except ConfigError as error:
         parser.error(str(error))
+
+
+def _seeds(chosen: argparse.Namespace) -> range:
+    return range(chosen.first, chosen.first + chosen.seeds)
+
+
+def _lied_to(seeds: range) -> int:
+    """Worlds with a coordinator that lies, up to the first that gives something away."""
+    try:
+        tally = endure_many(seeds)
+    except Gained as failure:
+        print(failure, file=sys.stderr)
+        return EXIT_BUG
+    for counted in (tally.tried, tally.counts):
+        print(", ".join(f"{name} {times:,}" for name, times in sorted(counted.items())))
+    print(f"{len(seeds):,} coordinators lied {tally.tried.total():,} times, and gained nothing")
+    return EXIT_DONE
 
 
 def _many(seeds: range, jobs: int) -> int:

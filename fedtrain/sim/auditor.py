@@ -2,7 +2,7 @@
 
 It raises `Violation` at the first step whose deeds do not fit the account, so that the transcript
 ends where the trouble began. Invariants have the numbers of the project's list of faults; I4 (privacy
-charges) has nothing to hold here.
+charges) is held by `expenses`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from fedtrain.core.masks import is_masked
 from fedtrain.core.orders import Order, OrderKind, parse_order_id
 from fedtrain.core.ports import MemoryJournal
 from fedtrain.sim.clock import Clock
+from fedtrain.sim.expenses import Expenses
 from fedtrain.sim.history import History, Known
 from fedtrain.sim.journals import JournalWatch
 from fedtrain.sim.numbers import initial_weights, update_of
@@ -34,10 +35,12 @@ class Auditor:
     Attributes:
         histories: one for each journal of a coordinator that there ever was.
         secrecy: the account of what sites say under masks.
+        expenses: the account of what sites pay for, and may still spend.
     """
 
     def __init__(self, plan: Plan, clock: Clock) -> None:
         self.histories: list[History] = []
+        self.expenses = Expenses(plan.prices)
         self._num_elements = plan.num_elements
         self._num_runs = len(plan.runs)
         self._liars = frozenset(site.name for site in plan.sites if site.lies)
@@ -111,6 +114,7 @@ class Auditor:
         for watch in self._watches.values():
             watch.missed()
             watch.fold()
+        self.expenses.close()
 
     # -- what crosses the network -----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import random
 from dataclasses import dataclass
@@ -69,11 +70,13 @@ class Secrets:
         return Secrets(*(chance.randbytes(SECRET_BYTES) for _ in range(3)))
 
 
+@functools.lru_cache(maxsize=4_096)
 def public_of(private: bytes) -> str:
     """The public key, 64 digits of hex."""
     return f"{pow(_BASE, int.from_bytes(private, 'big') % _PRIME, _PRIME):064x}"
 
 
+@functools.lru_cache(maxsize=4_096)
 def pair_seed(private: bytes, public: str, session: str) -> bytes:
     """What two sites of a session have in common, from either's private and the other's public key."""
     common = pow(int(public, 16), int.from_bytes(private, "big") % _PRIME, _PRIME)

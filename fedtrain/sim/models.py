@@ -54,7 +54,7 @@ class Models:
                 self._drop(order, missing_from=order.model)
                 return
             owner.auditor.holds(owner.name, order, digest)
-        owner.trainer.post(order)
+        owner.purse.post(order)
 
     def _missing(self, run: str, wanted: ModelRef) -> tuple[Link, ...]:
         """Links of the chain still to be fetched: deltas from what is here, or the snapshot first."""

@@ -11,6 +11,7 @@ from functools import partial
 from fedtrain.core import events as ev
 from fedtrain.core.conduct import RULE
 from fedtrain.core.rollback import restorable
+from fedtrain.core.spec import RunSpec
 from fedtrain.core.state import ENDED, Phase, RunState
 from fedtrain.sim.acts import NOTHING, WayBack
 from fedtrain.sim.coordinator import Coordinator
@@ -26,6 +27,9 @@ OUT_MS = 15_000
 UNKNOWN = 7
 """So far beyond the newest version nothing ever was."""
 
+STARVED_MS = 90_000
+"""So long people wait for a next version of a run that its sites cannot pay for any more."""
+
 NAME = "operator"
 
 
@@ -34,11 +38,16 @@ class Operators:
 
     Args:
         chief: who is to be obeyed now.
+        starved: whether too few sites have a budget left for a run.
     """
 
-    def __init__(self, scene: Scene, chief: Callable[[], Coordinator]) -> None:
+    def __init__(
+        self, scene: Scene, chief: Callable[[], Coordinator], starved: Callable[[RunSpec], bool]
+    ) -> None:
         self._scene = scene
         self._chief = chief
+        self._starved = starved
+        self._stands: dict[str, tuple[int, int]] = {}
         self._joined: set[str] = set()
         self._submitted: list[RunPlan] = []
         self._back = {run: list(ways) for run, ways in scene.plan.ways_back.items()}
@@ -142,6 +151,21 @@ class Operators:
         else:
             self._told(partial(ev.RunStopped, run=run.spec.run, by=NAME))
 
+    def _gives_up(self, run: RunState) -> bool:
+        """Once faults are over: a run that makes no version, because budgets are spent, is stopped."""
+        name, now_ms = run.spec.run, self._scene.clock.now_ms
+        version = run.model.ref.version if run.model else -1
+        if not self._scene.clear or not self._starved(run.spec):
+            self._stands.pop(name, None)
+            return False
+        before, since_ms = self._stands.setdefault(name, (version, now_ms))
+        if before != version:
+            self._stands[name] = (version, now_ms)
+        elif now_ms - since_ms >= STARVED_MS:
+            self._decided("run stopped, its budgets are spent", name)
+            return self._told(partial(ev.RunStopped, run=name, by=NAME))
+        return False
+
     def _decided(self, what: str, about: str) -> None:
         self._scene.faults[what] += 1
         self._scene.note(NAME, "decides", f"{what}: {about}")
@@ -154,6 +178,8 @@ class Operators:
             if not chief.serving or run.phase in ENDED:
                 continue
             self._take_back(run)
+            if chief.serving and self._gives_up(run):
+                continue
             if self._scene.clear and chief.serving and _is_locked(run):
                 self._unlock(run)
                 continue

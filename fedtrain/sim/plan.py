@@ -14,6 +14,7 @@ from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.sim.acts import SiteActs, WayBack, draw_acts
 from fedtrain.sim.clock import JUMPS_MS, START_MS
 from fedtrain.sim.faults import FaultRates, draw_rates
+from fedtrain.sim.prices import NEVER_MS, Prices, draw_prices, promised
 
 TASK = "tiny"
 DATASET = "corpus"
@@ -103,6 +104,7 @@ class Plan:
         backup_gap_ms: between two backups of the coordinator's folder.
         acts: site -> what people decide about it, and in it.
         ways_back: run -> when its operator takes it back, in order.
+        prices: what privacy costs; None where no run promises any.
     """
 
     seed: int
@@ -116,6 +118,7 @@ class Plan:
     backup_gap_ms: int = 30_000
     acts: Mapping[str, SiteActs] = field(default_factory=dict)
     ways_back: Mapping[str, tuple[WayBack, ...]] = field(default_factory=dict)
+    prices: Prices | None = None
 
 
 def draw(seed: int) -> Plan:
@@ -134,6 +137,10 @@ def draw(seed: int) -> Plan:
     rates, veiled = draw_rates(chance), _veiled(seed, runs, sites, minimum)
     if veiled != runs and num_sites >= VEILED_MANY:
         rates = replace(rates, trainer_fails=max(rates.trainer_fails, VEILED_FAILS))
+    prices = draw_prices(seed, names, spare, [run.spec for run in veiled], rates.site_gap_ms >= NEVER_MS)
+    if prices is not None:
+        sites = [_priced(site, prices) for site in sites]
+        veiled = tuple(replace(run, spec=promised(run.spec)) for run in veiled)
     return Plan(
         seed=seed,
         sites=tuple(sites),
@@ -145,7 +152,15 @@ def draw(seed: int) -> Plan:
         succession=_succession(chance, names, clear_ms) if chance.random() < 0.2 else None,
         acts=acts,
         ways_back=ways_back,
+        prices=prices,
     )
+
+
+def _priced(site: SitePlan, prices: Prices) -> SitePlan:
+    first, later = (
+        prices.contract(site.name, found, DATASET) for found in (site.contract, site.later_contract)
+    )
+    return replace(site, contract=first, later_contract=later)
 
 
 def _veiled(

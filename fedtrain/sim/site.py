@@ -6,10 +6,11 @@ import random
 from collections.abc import Mapping
 
 from fedtrain.core import agent, messages as msg
+from fedtrain.core.charges import Permit
 from fedtrain.core.contract import Verdict, Word
 from fedtrain.core.driver import Driver, replay
 from fedtrain.core.judgement import Moment
-from fedtrain.core.orders import Progress
+from fedtrain.core.orders import Order, Progress
 from fedtrain.core.ports import MemoryJournal
 from fedtrain.sim.acts import NOTHING
 from fedtrain.sim.asking import Calls, Question
@@ -21,6 +22,7 @@ from fedtrain.sim.network import Network
 from fedtrain.sim.outbox import Outbox
 from fedtrain.sim.plan import DATASET, SitePlan
 from fedtrain.sim.process import CrashingActor, FusedJournal, Process
+from fedtrain.sim.purse import Purse
 from fedtrain.sim.scene import Scene
 from fedtrain.sim.seats import Seats
 from fedtrain.sim.trainer import Trainer
@@ -38,7 +40,7 @@ class Site(Process):
     Attributes:
         home: name of the coordinator that its file names.
         notary: makes and checks the world's signatures.
-        calls, outbox: parts of one life; models, seats and trainer outlive it.
+        calls, outbox: parts of one life; models, seats, purse and trainer outlive it.
     """
 
     def __init__(self, scene: Scene, plan: SitePlan, network: Network, auditor: Auditor, home: str) -> None:
@@ -48,8 +50,8 @@ class Site(Process):
         self.auditor = auditor
         self.journal = MemoryJournal()
         self.notary = scene.notary
-        self.models, self.seats = Models(self), Seats(self)
-        self.trainer = Trainer(scene, plan, self._result_lies_ready, self._trainer_gave_up)
+        self.models, self.seats, self.purse = Models(self), Seats(self), Purse(self)
+        self.trainer = Trainer(scene, plan, self)
         self._network = network
         self._acts = scene.plan.acts.get(plan.name, NOTHING)
         self._sessions = 0
@@ -76,11 +78,12 @@ class Site(Process):
             FusedJournal(journal, self.fuse), CrashingActor(self, self.fuse), self._step, state
         )
         self.seats.sweep()
+        self.purse.wake()
         late = self.scene.clear
         contract = self._acts.contract(self.plan.later_contract if late else self.plan.contract, late)
         self.submit(agent.AgentBooted(self.now_ms, contract))
         for order in tuple(self.trainer.results):
-            self._result_lies_ready(order)
+            self.has_result(order)
         self._call_home(500)
 
     @property
@@ -151,6 +154,7 @@ class Site(Process):
         """Models and results are not synced; the journal is."""
         self.models.lose_power(how)
         self.seats.lose_power(how)
+        self.purse.file.lose_tail()
         for order in list(self.trainer.results):
             if how.random() < 0.3:
                 self.trainer.lose(order)
@@ -222,7 +226,8 @@ class Site(Process):
                         self.perform(effect)
             case msg.Invitation():
                 moment = self.moment
-                self.submit(agent.OrderReceived(now_ms, message.order, moment.day, moment.minute))
+                told = (message.order, moment.day, moment.minute, self.purse.spending(message.order))
+                self.submit(agent.OrderReceived(now_ms, *told))
             case msg.Cancellation():
                 self.submit(agent.OrderCancelled(now_ms, message.order, message.reason))
             case msg.Publication():
@@ -326,12 +331,25 @@ class Site(Process):
             self.say(msg.Evaluation(order.id, result.eval_loss, result.eval_count))
         self.submit(agent.AnswerDelivered(self.now_ms, order.id))
 
-    def _result_lies_ready(self, order: str) -> None:
+    # -- what the trainer tells ---------------------------------------------------------------------
+
+    def begins(self, order: Order, permit: Permit | None) -> None:
+        """An execution begins."""
+        self.auditor.expenses.begins(self.name, order, permit.execution if permit else None)
+
+    def has_result(self, order: str) -> None:
         """The trainer published a result; while the agent is down it waits in the mailbox."""
         if self.up:
             result = self.trainer.results[order].result
             self.run(lambda: self.submit(agent.ResultTaken(self.now_ms, result, self.moment.day)))
 
-    def _trainer_gave_up(self, order: str, reason: str) -> None:
+    def gave_back(self, order: str) -> None:
+        """A claim has expired, and its permit with it: what is done again is charged for again."""
+        held = self.held.get(order) if self.up else None
+        if held is not None and held.stage is agent.Stage.WORKING:
+            self.run(lambda: self.models.prepare(held.order))
+
+    def gave_up(self, order: str, reason: str) -> None:
+        """The trainer keeps dying."""
         if self.up:
             self.run(lambda: self.submit(agent.WorkAbandoned(self.now_ms, order, reason)))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from fedtrain.core.charges import Permit, permit_fault
 from fedtrain.core.masks import is_masked
 from fedtrain.core.orders import Order, OrderKind, Progress, Result
 from fedtrain.sim.numbers import LAYOUT, digest_of, drawn, initial_weights, norm_of, update_of
@@ -22,6 +24,25 @@ OVERHEAD_MS = 100
 TICK_MS = 500
 """How often the progress counter grows."""
 
+LEASE_MS = 3_000
+"""A claim of which nothing is heard for so long is given back, if its work was charged for."""
+
+
+class Agent(Protocol):
+    """Whom a trainer works for."""
+
+    def begins(self, order: Order, permit: Permit | None) -> None:
+        """An execution begins."""
+
+    def has_result(self, order: str) -> None:
+        """A result lies in the mailbox."""
+
+    def gave_back(self, order: str) -> None:
+        """A claim has expired: the order is in the mailbox no longer."""
+
+    def gave_up(self, order: str, reason: str) -> None:
+        """The trainer keeps dying."""
+
 
 @dataclass
 class Job:
@@ -31,6 +52,7 @@ class Job:
     begin_ms: int
     end_ms: int | None
     deaths: int = 0
+    permit: Permit | None = None
 
 
 @dataclass(frozen=True)
@@ -42,39 +64,38 @@ class Finished:
 
 
 class Trainer:
-    """One site's trainer and mailbox.
+    """One site's trainer and mailbox. What is charged for is begun once for each permit."""
 
-    Args:
-        finished: told the order's id when a result lies in the mailbox.
-        gave_up: told the order's id and a reason when the trainer keeps dying.
-    """
-
-    def __init__(
-        self,
-        scene: Scene,
-        site: SitePlan,
-        finished: Callable[[str], None],
-        gave_up: Callable[[str, str], None],
-    ) -> None:
+    def __init__(self, scene: Scene, site: SitePlan, agent: Agent) -> None:
         self.results: dict[str, Finished] = {}
         self._jobs: dict[str, Job] = {}
         self._scene = scene
         self._site = site
-        self._finished = finished
-        self._gave_up = gave_up
+        self._agent = agent
+        self._deaths: dict[str, int] = {}
 
-    def post(self, order: Order) -> None:
+    def has(self, order: str) -> bool:
+        """Whether it is at work or done."""
+        return order in self._jobs or order in self.results
+
+    def post(self, order: Order, permit: Permit | None = None) -> None:
         """Work on this order, unless it is at work or done already."""
         if order.id in self._jobs:
             return
         if order.id in self.results:
-            self._finished(order.id)
+            self._agent.has_result(order.id)
+            return
+        fault = permit_fault(permit, order) if order.kind is OrderKind.TRAIN else ""
+        if fault:
+            self.results[order.id] = Finished(Result(order.id, failure=fault), b"")
+            self._agent.has_result(order.id)
             return
         now_ms = self._scene.clock.now_ms
-        self._attempt(Job(order, now_ms, now_ms))
+        self._attempt(Job(order, now_ms, now_ms, self._deaths.pop(order.id, 0), permit))
 
     def discard(self, order: str) -> None:
         """Stop, and throw away what there is."""
+        self._deaths.pop(order, None)
         self._jobs.pop(order, None)
         self.results.pop(order, None)
 
@@ -98,9 +119,12 @@ class Trainer:
     def _attempt(self, job: Job) -> None:
         """Begin to work on it, from the start."""
         scene, rates = self._scene, self._scene.plan.rates
+        self._agent.begins(job.order, job.permit)
         self._jobs[job.order.id] = job
         work_ms = OVERHEAD_MS + job.order.steps * self._site.step_ms
-        if scene.strikes(rates.trainer_hangs, "trainer hangs", job.order.id):
+        if how := scene.strikes(rates.trainer_hangs, "trainer hangs", job.order.id):
+            if job.permit is not None and how.random() < 0.5:
+                self._due(job, LEASE_MS, self._give_back)
             job.end_ms = None
             return
         if how := scene.strikes(rates.trainer_dies, "trainer died", job.order.id):
@@ -122,15 +146,23 @@ class Trainer:
         job.deaths += 1
         if job.deaths >= DEATHS_MAX:
             del self._jobs[job.order.id]
-            self._gave_up(job.order.id, f"the trainer died {job.deaths} times")
-            return
-        self._attempt(job)
+            self._agent.gave_up(job.order.id, f"the trainer died {job.deaths} times")
+        elif job.permit is None:
+            self._attempt(job)
+        else:
+            self._give_back(job)
+
+    def _give_back(self, job: Job) -> None:
+        """The claim expires, and the permit with it."""
+        del self._jobs[job.order.id]
+        self._deaths[job.order.id] = job.deaths
+        self._agent.gave_back(job.order.id)
 
     def _finish(self, job: Job) -> None:
         order = job.order
         del self._jobs[order.id]
         self.results[order.id] = self._work(order)
-        self._finished(order.id)
+        self._agent.has_result(order.id)
 
     def _work(self, order: Order) -> Finished:
         """The result, honest or not."""

@@ -60,7 +60,8 @@ class World:
         self._sites = [Site(self.scene, site, self._network, self._auditor, FIRST) for site in plan.sites]
         self._looked_at = 0
         self.succession = Succession(self.scene, self._network, self._auditor, self._sites)
-        self._operators = Operators(self.scene, lambda: self.succession.chief)
+        starved = self._auditor.expenses.starved
+        self._operators = Operators(self.scene, lambda: self.succession.chief, starved)
 
     def run(self, trace: bool = False) -> Outcome:
         """Let it happen. `SeedFailed` if anything is not as it has to be."""
@@ -101,6 +102,7 @@ class World:
             return
         site.start()
         site.threaten(self.scene.plan.rates.site_gap_ms)
+        site.purse.threaten()
         gap_ms = self.scene.plan.rates.flip_gap_ms
         self.scene.recur(gap_ms, "bit flipped in a model", site.name, site.damage_model)
         self._roam(site)

@@ -17,6 +17,7 @@ SPENT = {
     "epsilon_pld": 7.5,
     "epsilon_rdp": 8.25,
     "delta": 1e-4,
+    "order": "r.2.1.a",
     "mechanism": "Gaussian, Poisson sampling",
 }
 
@@ -73,7 +74,10 @@ def test_a_private_run_tells_epsilon_with_its_unit_and_who_stopped(private: Outc
     assert "nats per record" in said and "all records in one place" in said
     assert "trained with the same noise" in said
     page = shown(private)
-    assert "epsilon 7.500 (RDP: 8.250) per record at delta 0.0001; Gaussian, Poisson sampling" in page
+    assert (
+        "epsilon 7.500 (RDP: 8.250) per record at delta 0.0001, up to r.2.1.a; Gaussian, Poisson sampling"
+        in page
+    )
     assert "b stopped" in page and "epsilon_max is 5" in page
     assert "87.5%" in page  # the mean accuracy of 75 % and 100 %
 

@@ -2,7 +2,7 @@
 
 The tree itself is never changed: the package is copied to a temporary folder that comes first on the
 other process's path. What is planted, and who has to catch it, is in `planted_faults`,
-`planted_departures`, `planted_masks` and, for the vault's rows, in tests/storage.
+`planted_departures`, `planted_masks`, `planted_charges` and, for the vault's rows, in tests/storage.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from planted_charges import CHARGES
 from planted_departures import CONSENT, GOING_BACK, LEAVING
 from planted_faults import AGENT, CLOCK, CORE, DRIVER, SIMULATION, Mutation
 from planted_masks import MASKED
@@ -40,7 +41,7 @@ def storage_rows() -> tuple[Mutation, ...]:
     return tuple(Mutation(row.name, row.file, row.before, row.after, row.catcher) for row in module.MUTATIONS)
 
 
-MUTATIONS = (*DRIVER, *CORE, *LEAVING, *GOING_BACK, *AGENT, *CONSENT, *MASKED, *storage_rows())
+MUTATIONS = (*DRIVER, *CORE, *LEAVING, *GOING_BACK, *AGENT, *CONSENT, *MASKED, *CHARGES, *storage_rows())
 SIMULATED = [mutation for mutation in MUTATIONS if mutation.catcher == SIMULATION]
 TESTED = [mutation for mutation in MUTATIONS if mutation.catcher != SIMULATION]
 

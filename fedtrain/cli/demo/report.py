@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MARGIN = 0.10
-"""Nats by which the federated model should beat every site's own, on the mean over sites."""
+"""Nats by which the federated model should beat every site's own, on the mean over sites; of text."""
 
 Losses = Mapping[str, float]
 
@@ -99,12 +99,12 @@ def tables(outcome: Outcome) -> Group:
         held_out.append(_table("Held-out records that are classified rightly", ways, ".1%"))
     bill = Table.grid(padding=(0, 2))
     traffic = outcome.traffic
-    sent = traffic.up + traffic.down
+    sent = max(1, traffic.up + traffic.down)
+    saved = f" ({traffic.float32 / sent:.1f} times as much)" if traffic.float32 > sent else ""
     bill.add_row("rounds", str(outcome.rounds))
     bill.add_row(
         "traffic",
-        f"{_mb(traffic.up)} up, {_mb(traffic.down)} down; float32 would take {_mb(traffic.float32)}"
-        f" ({traffic.float32 / max(1, sent):.1f} times as much)",
+        f"{_mb(traffic.up)} up, {_mb(traffic.down)} down; float32 would take {_mb(traffic.float32)}{saved}",
     )
     bill.add_row("time", f"{outcome.seconds:.0f} s")
     bill.add_row("model", outcome.model)
@@ -137,7 +137,7 @@ def _spent(spent: Mapping[str, Any]) -> str:
     """An epsilon with all that it means nothing without."""
     return (
         f"epsilon {spent['epsilon_pld']:.3f} (RDP: {spent['epsilon_rdp']:.3f}) per {spent['unit']} at delta"
-        f" {spent['delta']:g}; {spent['mechanism']}"
+        f" {spent['delta']:g}, up to {spent['order']}; {spent['mechanism']}"
     )
 
 
@@ -151,8 +151,8 @@ def words(outcome: Outcome) -> str:
         verdict = f"The federated model beats every site's own: by {lead:.2f} {nats} against {best}'s."
     elif lead > 0:
         verdict = (
-            f"The federated model beats every site's own, but by only {lead:.2f} {nats} against"
-            f" {best}'s (expected: {MARGIN:.2f} or more)."
+            f"The federated model beats every site's own, but by only {lead:.2f} {nats} against {best}'s"
+            f"{f' (expected: {MARGIN:.2f} or more)' if data == 'text' else ''}."
         )
     else:
         verdict = f"The federated model LOST to {best}'s own by {-lead:.2f} {nats} on the mean."

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fedtrain.cli.demo.report import Outcome, Traffic, document
 from fedtrain.cli.model import save
 from fedtrain.cli.watch import display
 from fedtrain.config import load_run
+from fedtrain.core.orders import parse_order_id
 from fedtrain.core.spec import RunSpec
 from fedtrain.core.terms import read_asked
 from fedtrain.errors import ConfigError, NotFoundError, RefusedError
@@ -25,6 +26,8 @@ from fedtrain.methods.accounting import solve_noise
 from fedtrain.wire.client import CoordinatorClient
 
 FLOAT32_BYTES = 4
+
+ACCOUNTS_S = 60.0
 
 LEARNT_FROM = {"causal_lm": ("text", "byte"), "classifier": ("records", "record")}
 """Task -> (what its data are, in what a loss is counted)."""
@@ -80,7 +83,9 @@ def _site_files(spec: RunSpec, config: Path) -> list[Path]:
 async def _show(consortium: Consortium, config: Path, spec: RunSpec, quiet: bool) -> Outcome:
     began = time.monotonic()
     async with consortium.client() as client:
-        view = await _train(consortium, client, spec, quiet)
+        await _train(consortium, client, spec, quiet)
+        view = await _accounted(client, spec)
+        stopped = _stopped((await client.rounds(spec.run))["rounds"])
         model = consortium.folder / "model.safetensors"
         export = await client.export(spec.run)
         await save(export, model)
@@ -98,11 +103,7 @@ async def _show(consortium: Consortium, config: Path, spec: RunSpec, quiet: bool
         accuracy={way: document["accuracy"] for way, document in found.items() if document["accuracy"]},
         learnt_from=LEARNT_FROM[json.loads(spec.task)["name"]],
         privacy=view["privacy"],
-        stopped={
-            site: seat["reason"]
-            for site, seat in view["last"]["seats"].items()
-            if seat["standing"] != "accepted" and seat.get("reason")
-        },
+        stopped=stopped,
         traffic=_traffic(view, len(consortium.site_files)),
         seconds=round(time.monotonic() - began, 1),
         model=str(model),
@@ -129,6 +130,38 @@ async def _train(
             if view["phase"] in ("paused", "stopped"):
                 raise RefusedError(f"run {spec.run} is {view['phase']}: {view['reason']}")
     return view
+
+
+async def _accounted(client: CoordinatorClient, spec: RunSpec) -> Mapping[str, Any]:
+    """The run's view, once all sites have signed for what their last part has cost, or `ACCOUNTS_S` later.
+
+    They reckon beside the training, and on a busy machine the tight accountant comes behind it.
+    """
+    asked = read_asked(spec.task)
+    end = time.monotonic() + ACCOUNTS_S
+    while True:
+        view: Mapping[str, Any] = await client.run(spec.run)
+        last = view["last"]
+        gave = {site for site, seat in last["seats"].items() if not seat.get("reason")}
+        told = {
+            line["site"]
+            for line in view["privacy"]["spent"]
+            if parse_order_id(line["order"])[1:3] == (last["index"], last["attempt"])
+        }
+        if not asked.privacy.units or gave <= told or time.monotonic() > end:
+            return view
+        await asyncio.sleep(0.5)
+
+
+def _stopped(rounds: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Site -> why it has given nothing since a round, for those that have not come back."""
+    found: dict[str, str] = {}
+    for closed in rounds:
+        for site, seat in closed["seats"].items():
+            found.pop(site, None)
+            if seat.get("reason"):
+                found[site] = f"round {closed['index']}: {seat['reason']}"
+    return found
 
 
 async def _compare(
