@@ -101,12 +101,13 @@ class Unmasked:
 
     Attributes:
         round: the last one, and `survivors` whose sum that gave.
-        sets: all of them -> digest of the survivors: an old round that is asked for once more is no new one.
+        sets: all of them, by their number as text -> digest of the survivors: an old round that is asked for
+            once more is no new one.
     """
 
     round: int
     survivors: tuple[str, ...]
-    sets: Mapping[int, str] = field(default_factory=dict)
+    sets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def heard(state: AgentState, event: StatementReceived) -> Turn:
     state = replace(state, masks=put(state.masks, event.order, after))
     if event.topic == "unmask":
         before, index = state.unmasked.get(held.order.run), held.order.round
-        sets = put(before.sets if before else {}, index, _set_digest(after.survivors))
+        sets = put(before.sets if before else {}, str(index), _set_digest(after.survivors))
         opened = Unmasked(index, after.survivors, sets)
         state = replace(state, unmasked=put(state.unmasked, held.order.run, opened))
     return state, _again(held, after, event.topic)
@@ -138,7 +138,7 @@ def _survivors(state: AgentState, held: Held, seat: MaskSeat | None, document: s
     if fault := _too_small(state, held, proposal, survivors):
         raise RemoteError(fault)
     before, index = state.unmasked.get(held.order.run), held.order.round
-    if before is not None and before.sets.get(index, "") not in ("", _set_digest(survivors)):
+    if before is not None and before.sets.get(str(index), "") not in ("", _set_digest(survivors)):
         whose = f" for {', '.join(before.survivors)}" if before.round == index else ""
         raise RemoteError(
             f"the sum of round {index} was opened{whose} before; another set would tell single updates apart"

@@ -13,8 +13,8 @@ from fedtrain.core.masks import SITES_MIN
 from fedtrain.core.spec import LatePolicy, RunSpec
 from fedtrain.sim.acts import SiteActs, WayBack, draw_acts
 from fedtrain.sim.clock import JUMPS_MS, START_MS
-from fedtrain.sim.faults import FaultRates, draw_rates
-from fedtrain.sim.prices import NEVER_MS, Prices, draw_prices, promised
+from fedtrain.sim.faults import NEVER_MS, FaultRates, draw_rates
+from fedtrain.sim.prices import Prices, draw_prices, promised
 
 TASK = "tiny"
 DATASET = "corpus"

@@ -145,3 +145,11 @@ def test_a_site_with_too_few_neighbours_left_burns() -> None:
 
     said = masks.Keys(session, {name: advert(name) for name in members})
     assert f"of its neighbours are left, {proposal.shares} are needed" in lie(world, order, "keys", said)
+
+
+def test_what_was_opened_outlives_a_snapshot() -> None:
+    """The state that a snapshot brings back refuses the same second sums as the one that was kept."""
+    world = Consortium("abcde")
+    state = world.sites["a"].state
+    assert state.unmasked["run"].sets
+    assert canonical.decode(type(state), canonical.encode(state)).unmasked == state.unmasked
