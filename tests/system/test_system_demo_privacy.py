@@ -30,7 +30,7 @@ def small_run(path: Path) -> Path:
 
 
 def test_a_spent_budget_stops_its_site_in_the_middle_and_the_run_goes_on(tmp_path: Path) -> None:
-    """clinic-6 grants 5 of the 6.5 that the run needs: it gives its part to the first round, then refuses with
+    """clinic-6 grants 5 of the 6.5 that are needed: it gives its part to the first round, then refuses with
     the sum; the others go to the end, each with its signed account, and the comparison has the same noise."""
     folder = tmp_path / "demo"
     done = fedtrain(
@@ -49,7 +49,9 @@ def test_a_spent_budget_stops_its_site_in_the_middle_and_the_run_goes_on(tmp_pat
     ways = {"federated", "central", *SITES}
     assert set(found["accuracy"]) == ways
     assert all(0 <= share <= 1 for way in ways for share in found["accuracy"][way].values())
-    rows = json.loads(fedtrain("ledger", "show", folder / "sites" / "clinic-6", "--json").out)["datasets"][0]
+    rows = json.loads(fedtrain("ledger", "show", folder / "sites" / "clinic-6", "--json").out)["datasets"][
+        "tumours"
+    ]
     assert rows["charges"] == 1
 
 

@@ -1,0 +1,1 @@
+"""Rounds without training under Flower, summed by SecAgg+."""
