@@ -38,7 +38,7 @@ from fedtrain.peer.masking import Masking
 from fedtrain.peer.models import BlobSource, PublicModels
 from fedtrain.peer.outbox import Outbox, UpdateSink
 from fedtrain.peer.probing import prepare_mailbox, require_walls
-from fedtrain.peer.progress import MASKS_PHASE, ProgressBook
+from fedtrain.peer.progress import MASKS_PHASE, RECKONING_PHASE, ProgressBook
 from fedtrain.peer.results import judge_result, reason_text
 from fedtrain.peer.session import AttendPort, Session
 from fedtrain.peer.settings import AgentSettings
@@ -322,9 +322,12 @@ class Agent:
                     [name for name, held in self.state.held.items() if held.stage is stage]
                     for stage in (Stage.WORKING, Stage.HELD, Stage.MASKING)
                 )
+                reckoning = self.charging.reckoning.intersection(working)
                 fetched, moment = self._models.fetched_bytes, monotonic_ms()
-                progress = await in_thread(self._progress.read, working, fetched, moment)
+                moving = [name for name in working if name not in reckoning]
+                progress = await in_thread(self._progress.read, moving, fetched, moment)
                 progress += self._progress.waiting(waiting) + self._progress.waiting(masking, MASKS_PHASE)
+                progress += self._progress.waiting(reckoning, RECKONING_PHASE)
                 await self._trainers.look(moment)
                 await self._errands.look(working)
             except FedtrainError as error:

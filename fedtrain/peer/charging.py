@@ -58,6 +58,9 @@ class Charging:
 
     Args:
         stopping: set when the agent stops, so that no wait for a trainer outlives it.
+
+    Attributes:
+        reckoning: orders whose cost is being worked out, which takes up to a minute on a busy machine.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Charging:
         self._settings = settings
         self._consortium = consortium
         self._stopping = stopping
+        self.reckoning: set[str] = set()
         self._one_at_a_time = asyncio.Lock()
         self._ledger: Ledger | None = None
         self._missing: dict[tuple[int, str], str] = {}
@@ -108,7 +112,11 @@ class Charging:
             if held is None or held.stage is not Stage.WORKING:
                 raise BadOrder(f"{order.id} is not to be worked on any more")
             state = self._owner.state
-            permit, head = await in_thread(self._charge, order, asked, found, state)
+            self.reckoning.add(order.id)
+            try:
+                permit, head = await in_thread(self._charge, order, asked, found, state)
+            finally:
+                self.reckoning.discard(order.id)
             self._owner.submit(
                 ChargeMade(
                     now_ms(), order.id, permit.execution, head.sequence, head.hash, tuple(self._missing)
@@ -250,9 +258,13 @@ class Charging:
             _log.info("%s: the units (%s) of the data set are being counted", order.id, record.unit)
             units = await in_thread(count_units, self._settings, order.task, record.unit, self._stopping)
         rate = sampling_rate(record, asked.batch_size, units)
-        noise = await in_thread(
-            solve_noise, record.epsilon, record.delta, rate, record.steps_total, record.accountant
-        )
+        self.reckoning.add(order.id)
+        try:
+            noise = await in_thread(
+                solve_noise, record.epsilon, record.delta, rate, record.steps_total, record.accountant
+            )
+        finally:
+            self.reckoning.discard(order.id)
         event = PrivacyReckoned(now_ms(), order.run, spending.promise(asked), units, noise)
         self._owner.submit(event)
         _log.info(

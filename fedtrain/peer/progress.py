@@ -17,6 +17,7 @@ PHASE_CHARACTERS_MAX = 64
 
 HELD_PHASE = "held for release at the site"
 MASKS_PHASE = "waits for its masks"
+RECKONING_PHASE = "reckons what it costs in privacy"
 
 
 class ProgressBook:
@@ -70,7 +71,8 @@ class ProgressBook:
         return tuple(_fit(current, counter) for current, counter in seen.values())
 
     def waiting(self, held: Collection[str], phase: str = HELD_PHASE) -> tuple[Progress, ...]:
-        """Updates that wait for a person of the site, or for other sites: alive, for as long as the agent is.
+        """Orders that wait for a person of the site, for other sites, or for an accountant whose time is
+        limited: alive, for as long as the agent is.
 
         So the round waits for them until its deadline, and not just for its patience.
         """

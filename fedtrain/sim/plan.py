@@ -139,6 +139,7 @@ def draw(seed: int) -> Plan:
         rates = replace(rates, trainer_fails=max(rates.trainer_fails, VEILED_FAILS))
     prices = draw_prices(seed, names, spare, [run.spec for run in veiled], rates.site_gap_ms >= NEVER_MS)
     if prices is not None:
+        prices = replace(prices, shared_by=shared_by)
         sites = [_priced(site, prices) for site in sites]
         veiled = tuple(replace(run, spec=promised(run.spec)) for run in veiled)
     return Plan(

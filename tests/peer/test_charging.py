@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from fedtrain.core import messages as msg
 from fedtrain.core.agent import Stage
 from fedtrain.core.privacy import PrivacyTerms
 from fedtrain.methods.accounting import epsilon_rdp, solve_noise
-from fedtrain.peer import spending
+from fedtrain.peer import charging, spending
+from fedtrain.peer.progress import RECKONING_PHASE
 from fedtrain.storage.mailbox import Finding
 
 
@@ -129,6 +131,33 @@ async def test_units_are_counted_once(site: Site, coordinator: FakeCoordinator, 
     assert first.permit.record and first.permit.record.sampling_rate == 0.1
     assert first.permit.record == second.permit.record
     assert len(site.entries("PrivacyReckoned")) == 1
+
+
+async def test_reckoning_is_a_sign_of_life(
+    site: Site, coordinator: FakeCoordinator, versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While an accountant takes its time, heartbeats show progress: a busy machine is not given up."""
+    done = threading.Event()
+
+    def slow(*terms: Any) -> float:
+        done.wait(60)
+        return solve_noise(*terms[:4], "rdp")
+
+    def counters() -> set[int]:
+        beats = coordinator.of(msg.Heartbeat)
+        return {p.counter for beat in beats for p in beat.progress if p.phase == RECKONING_PHASE}
+
+    with_budget(site, 8.0)
+    monkeypatch.setattr(charging, "solve_noise", slow)
+    async with site.start() as agent:
+        await agent.session.attached.wait()
+        coordinator.invite(private(versions))
+        try:
+            await coordinator.until(lambda: len(counters()) > 1)
+        finally:
+            done.set()
+        claim = await site.claim()
+        assert claim.permit is not None and not agent.charging.reckoning
 
 
 async def test_an_expired_claim_is_charged_again(

@@ -73,8 +73,8 @@ MASKED = (
     Mutation(
         "open two sums of a round",
         "core/masked_seat.py",
-        'before.sets.get(index, "") not in ("", _set_digest(survivors)):',
-        'before.sets.get(index, "") not in ("", *before.sets.values()):',
+        'before.sets.get(str(index), "") not in ("", _set_digest(survivors)):',
+        'before.sets.get(str(index), "") not in ("", *before.sets.values()):',
         f"{CORE_TESTS}::test_a_second_sum_of_a_round_over_other_sites_is_refused",
     ),
     Mutation(
