@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fedtrain.core import effects as fx, events as ev
 from fedtrain.core.orders import Order, OrderKind
@@ -11,6 +12,11 @@ from fedtrain.core.spec import RunSpec
 from fedtrain.core.state import RoundRecord, SeatRecord
 from fedtrain.sim.account import Account, Fate
 from fedtrain.sim.violation import demand
+
+
+def without(closed: fx.Aggregate, order: str) -> fx.Aggregate:
+    """The same sum, less this order's update."""
+    return replace(closed, contributions=tuple(c for c in closed.contributions if c.order != order))
 
 
 def quorum(

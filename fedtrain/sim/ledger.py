@@ -109,10 +109,8 @@ class Ledger:
                 self._refusals.clear()
 
     def _damaged(self, event: ev.BlobDamaged) -> None:
-        """The disk lost an update: nothing of it counts, until the site has sent it again.
-
-        One that came late goes back into its site's residual; there is nobody else to bring it.
-        """
+        """The disk lost an update: nothing of it counts, until the site has sent it again. One that came late
+        goes back into its site's residual, and a sum that was to hold it is wanted without it."""
         for account in self.orders.values():
             if account.blob != event.blob or account.versions or not account.outcome:
                 continue
@@ -120,7 +118,11 @@ class Ledger:
                 site = account.order.site
                 account.outcome = "late_residual"
                 self._returned[site] = (*self._returned.get(site, ()), account.order.id)
-            elif account.seated and account.fate is Fate.STORED:
+                if self._closed is not None:
+                    self._closed = checks.without(self._closed, account.order.id)
+                    self.chain.compute(self._closed)
+                continue
+            if account.seated and account.fate is Fate.STORED:
                 account.fate, account.outcome, account.blob = Fate.WORKING, "", ""
             self._reopen()
 
@@ -314,8 +316,7 @@ class Ledger:
 
     def blobs_max(self) -> int:
         """Blobs that this run may need: the way to its newest version, updates, and uploads under way."""
-        ways = 2 + 2 * self.spec.snapshot_every
-        return ways + 4 * len({account.order.site for account in self.orders.values()})
+        return 2 + 2 * self.spec.snapshot_every + 4 * len({a.order.site for a in self.orders.values()})
 
     # -- masked rounds ------------------------------------------------------------------------------
 
