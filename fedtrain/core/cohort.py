@@ -59,7 +59,7 @@ def choose_cohort(state: State, run: RunState) -> Choice:
             f"{why}: bring it back, take the run back by a version, or stop it",
         )
     members = list(bound) or members
-    needed = max(run.spec.minimum, run.spec.quorum)
+    needed = len(bound) or max(run.spec.minimum, run.spec.quorum)
     if len(members) < needed:
         return Choice(
             None, f"{len(members)} of {needed} needed sites are here{_why(state, run, willing, absent)}"

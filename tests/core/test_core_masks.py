@@ -178,9 +178,11 @@ def test_a_withdrawal_before_anybody_is_asked_to_open_costs_an_attempt() -> None
     assert opened is not None and opened.attempt == 2 and "e" not in opened.seats and not opened.bound
 
 
-def test_a_set_that_was_to_be_opened_is_asked_again_and_no_other() -> None:
-    """Who joins meanwhile waits for the next round: with it in the set nobody would open."""
-    world = Consortium("abcdef")
+@pytest.mark.parametrize("minimum", [3, 6])
+def test_a_set_that_was_to_be_opened_is_asked_again_and_no_other(minimum: int) -> None:
+    """Who joins meanwhile waits for the next round: with it in the set nobody would open. The set is enough,
+    whatever a round has to start with."""
+    world = Consortium("abcdef", minimum=minimum)
     world.script.aggregate()
     world.mute |= {("f", "update"), *((name, "opened") for name in "bcde")}
     world.settle()
