@@ -244,7 +244,7 @@ class Agent:
                 self.masking.burn(order_id)
 
     def give_up(self, order_id: str, reason: str) -> None:
-        """The order cannot be done here. An agent whose journal failed decides nothing; its next start does."""
+        """The order cannot be done here. An agent whose journal failed decides nothing more."""
         if self.failed.done():
             return
         _log.error("%s cannot be done here: %s", order_id, reason)
