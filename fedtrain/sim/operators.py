@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from fedtrain.core import events as ev
+from fedtrain.core import events as ev, masks
 from fedtrain.core.conduct import RULE
 from fedtrain.core.rollback import restorable
 from fedtrain.core.spec import RunSpec
@@ -183,7 +183,7 @@ class Operators:
             if self._scene.clear and chief.serving and _is_locked(run):
                 self._unlock(run)
                 continue
-            if self._scene.clear and run.paused and chief.serving:
+            if self._scene.clear and chief.serving and (run.paused or _has_shrunk(run)):
                 self._told(partial(ev.RunResumed, run=name, by=NAME))
         self._scene.clock.after(CARE_MS, self._care)
 
@@ -195,6 +195,12 @@ def _meant(run: RunState, way: WayBack) -> int | None:
     if way.versions == 0:
         return newest + UNKNOWN
     return max(found[0], newest - way.versions) if found else None
+
+
+def _has_shrunk(run: RunState) -> bool:
+    """Whether a masked run waits for sites that refused a smaller cohort: with all here they may agree."""
+    masked = masks.mask_terms(run.spec.task) is not None
+    return masked and run.phase is Phase.WAITING and bool(run.excluded)
 
 
 def _is_locked(run: RunState) -> bool:
