@@ -69,7 +69,7 @@ from fedtrain.core.agent_state import (
 )
 from fedtrain.core.contract import Approval, Word
 from fedtrain.core.judgement import Moment, judge, upload_fault
-from fedtrain.core.masked_seat import heard, masking
+from fedtrain.core.masked_seat import heard, leave, masking
 from fedtrain.core.masks import Proposal, is_masked
 from fedtrain.core.orders import Order, OrderKind, Result
 from fedtrain.core.state import put, without
@@ -80,8 +80,7 @@ Turn = tuple[AgentState, tuple[AgentEffect, ...]]
 def step(state: AgentState, event: AgentEvent) -> Turn:
     """What follows from one event."""
     state, effects = TABLE[type(event)](state, event)
-    over = [order for order in state.masks if order not in state.held]
-    return (replace(state, masks=without(state.masks, *over)) if over else state), effects
+    return leave(state, [order for order in state.masks if order not in state.held]), effects
 
 
 def resume(state: AgentState) -> tuple[AgentEffect, ...]:
@@ -158,7 +157,7 @@ def _received(state: AgentState, event: OrderReceived) -> Turn:
     gone = [held.order.id for held in older]
     remaining, held = without(state.held, *gone), Held(order, Stage.WORKING)
     # Under the same name other work may come: it is none of the masked session's that was agreed to.
-    state = replace(state, masks=without(state.masks, *gone))
+    state = leave(state, gone)
     effects = [effect for old in older for effect in _discard(old)]
     return replace(state, held=put(remaining, order.id, held)), (reply, *effects, Prepare(order))
 

@@ -134,6 +134,7 @@ class AgentState:
         missing: rows that the ledger is known to have lost, see `agent_events.ChargeMade`.
         masks: order in hand -> its masked session; `unmasked` run -> what was opened.
         partners: site -> the message key with which it first came.
+        left: run -> the masked session that was left last.
     """
 
     epoch: int = 0
@@ -153,6 +154,7 @@ class AgentState:
     masks: Mapping[str, MaskSeat] = field(default_factory=dict)
     unmasked: Mapping[str, Unmasked] = field(default_factory=dict)
     partners: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def in_hand(self) -> dict[str, Held]:

@@ -8,7 +8,7 @@ session of the same round for another set of sites: two such sums would differ b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedtrain.core.agent_events import (
 )
 from fedtrain.core.agent_state import AgentState, Held, MaskSeat, SeatStage, Stage, Unmasked
 from fedtrain.core.orders import Result
-from fedtrain.core.state import put
+from fedtrain.core.state import put, without
 from fedtrain.errors import RemoteError
 
 Turn = tuple[AgentState, tuple[AgentEffect, ...]]
@@ -83,6 +83,18 @@ def masking(held: Held, seat: MaskSeat | None) -> tuple[AgentEffect, ...]:
     return ()
 
 
+def leave(state: AgentState, orders: Iterable[str]) -> AgentState:
+    """Without its part in the sessions of these orders, which are over here.
+
+    None of them is entered again: its secrets are gone, and other words would be said in it.
+    """
+    gone = [order for order in orders if order in state.masks]
+    if not gone:
+        return state
+    left = {order.split(".", 1)[0]: state.masks[order].session for order in gone}
+    return replace(state, masks=without(state.masks, *gone), left={**state.left, **left})
+
+
 def burn(state: AgentState, held: Held, reason: str) -> Turn:
     """The session ends here, and the coordinator hears why. What was delivered stays masked for ever."""
     order = held.order.id
@@ -99,6 +111,8 @@ def _proposal(state: AgentState, held: Held, seat: MaskSeat | None, document: st
     proposal = canonical.decode(masks.Proposal, document)
     if fault := masks.fault_of(proposal, held.order) or _stranger(state, proposal.sites):
         raise RemoteError(fault)
+    if state.left.get(held.order.run) == masks.digest_of(document):
+        raise RemoteError("this site has left this very session before")
     if fault := _too_small(state, held, proposal, tuple(proposal.sites)):
         raise RemoteError(fault)
     return MaskSeat(masks.digest_of(document), document, SeatStage.ADVERTISED)

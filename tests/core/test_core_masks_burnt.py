@@ -153,3 +153,13 @@ def test_what_was_opened_outlives_a_snapshot() -> None:
     state = world.sites["a"].state
     assert state.unmasked["run"].sets
     assert canonical.decode(type(state), canonical.encode(state)).unmasked == state.unmasked
+
+
+def test_a_session_that_was_left_is_not_entered_again() -> None:
+    """An order that was dropped here and comes once more has no second part in the session that it had."""
+    world, order = stopped_at("keys")
+    site, work = world.sites["a"], world.script.order("a")
+    proposal = world.heard[order]["proposal"]
+    site.tell(agent.OrderCancelled, order=order, reason="no progress")
+    site.tell(agent.OrderReceived, order=work, day=0, minute=0)
+    assert "left this very session" in lie(world, order, "proposal", proposal)
