@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def small_run(path: Path) -> Path:
 
 
 def test_a_spent_budget_stops_its_site_in_the_middle_and_the_run_goes_on(tmp_path: Path) -> None:
-    """clinic-6 grants 5 of the 6.5 that are needed: it gives its part to the first round, then refuses with
+    """clinic-6 grants 5 of the 6.5 that are needed: it gives its part to the first rounds, then refuses with
     the sum; the others go to the end, each with its signed account, and the comparison has the same noise."""
     folder = tmp_path / "demo"
     done = fedtrain(
@@ -41,7 +42,13 @@ def test_a_spent_budget_stops_its_site_in_the_middle_and_the_run_goes_on(tmp_pat
     assert found["rounds"] == ROUNDS and found["journal_verified"] is True
     assert list(found["stopped"]) == ["clinic-6"]
     reason = found["stopped"]["clinic-6"]
-    assert reason.startswith("round 2: datasets.tumours.privacy.epsilon_max is 5: 4.4")
+    # In which round depends on the accountant: a busy machine has no time for the tight one.
+    told = re.fullmatch(
+        r"round (\d): datasets\.tumours\.privacy\.epsilon_max is 5: ([\d.]+) are spent, this order needs "
+        r"[\d.]+, [\d.]+ are left \(per record at delta 0\.0001\)",
+        reason,
+    )
+    assert told is not None and 2 <= int(told[1]) <= ROUNDS and 4 < float(told[2]) < 5, reason
     spent = {line["site"]: line for line in found["privacy"]["spent"]}
     assert sorted(spent) == SITES
     assert 0 < spent["clinic-6"]["epsilon_rdp"] <= 5 < spent["clinic-1"]["epsilon_rdp"] <= 6.5
@@ -52,7 +59,7 @@ def test_a_spent_budget_stops_its_site_in_the_middle_and_the_run_goes_on(tmp_pat
     rows = json.loads(fedtrain("ledger", "show", folder / "sites" / "clinic-6", "--json").out)["datasets"][
         "tumours"
     ]
-    assert rows["charges"] == 1
+    assert rows["charges"] == int(told[1]) - 1
 
 
 def test_a_site_that_the_demo_does_not_have_is_named(tmp_path: Path) -> None:
