@@ -19,6 +19,9 @@ from fedtrain.sim.prices import Prices, draw_prices, promised
 TASK = "tiny"
 DATASET = "corpus"
 
+PRIVATE = 1_000_000
+"""Seeds behind this one are the worlds of the seeds from 1 on again, many of them with masks and prices."""
+
 VEILED_MANY = 5
 VEILED_OF_FEW, VEILED_OF_MANY = 0.35, 0.75
 """Share of the worlds that could have masked runs and do: more where a threshold leaves room for losses."""
@@ -123,6 +126,7 @@ class Plan:
 
 def draw(seed: int) -> Plan:
     """The world of a seed. Its own random source, so that a plan does not depend on the course of events."""
+    private, seed = seed > PRIVATE, seed - PRIVATE if seed > PRIVATE else seed
     chance = random.Random(f"plan.{seed}")
     num_sites = chance.choice((2, 2, 3, 3, 3, 4, 4, 5, 6, 8))
     names = tuple(f"site-{letter}" for letter in "abcdefgh"[:num_sites])
@@ -134,10 +138,11 @@ def draw(seed: int) -> Plan:
     sites = [_site(chance, name, shared_by, index < spare) for index, name in enumerate(names)]
     clear_ms = START_MS + chance.randint(40_000, 120_000)
     acts, ways_back = draw_acts(seed, names, names[:spare], [run.spec.run for run in runs], clear_ms)
-    rates, veiled = draw_rates(chance), _veiled(seed, runs, sites, minimum)
+    rates, veiled = draw_rates(chance), _veiled(seed, runs, sites, minimum) if private else runs
     if veiled != runs and num_sites >= VEILED_MANY:
         rates = replace(rates, trainer_fails=max(rates.trainer_fails, VEILED_FAILS))
-    prices = draw_prices(seed, names, spare, [run.spec for run in veiled], rates.site_gap_ms >= NEVER_MS)
+    idle = rates.site_gap_ms >= NEVER_MS
+    prices = draw_prices(seed, names, spare, [run.spec for run in veiled], idle) if private else None
     if prices is not None:
         prices = replace(prices, shared_by=shared_by)
         sites = [_priced(site, prices) for site in sites]

@@ -54,7 +54,7 @@ class World:
     def __init__(self, seed: int, choice: Choice = EVERYTHING) -> None:
         plan: Plan = reduced(draw(seed), choice)
         self._choice = choice
-        self.scene = Scene(plan, Chance(seed, choice.allows), struck=planned(plan))
+        self.scene = Scene(plan, Chance(plan.seed, choice.allows), struck=planned(plan))
         self._network = Network(self.scene)
         self._auditor = Auditor(plan, self.scene.clock)
         self._sites = [Site(self.scene, site, self._network, self._auditor, FIRST) for site in plan.sites]

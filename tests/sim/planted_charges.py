@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from planted_faults import Mutation
 
+from fedtrain.sim.plan import PRIVATE
+
 CHARGES = (
     Mutation(
         "post before the charge",
@@ -23,7 +25,7 @@ CHARGES = (
         "sim/purse.py",
         "        execution = max((held.execution, *mine)) + 1\n",
         "        execution = 1\n",
-        seed=33,
+        seed=PRIVATE + 33,
     ),
     Mutation(
         "charge without a sync",
@@ -58,7 +60,7 @@ CHARGES = (
         "core/budget.py",
         "    if after is not None and after > most:\n",
         "    if after is not None and spent > most:\n",
-        seed=35,
+        seed=PRIVATE + 35,
     ),
     Mutation(
         "start with any ledger",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from planted_faults import Mutation
 
+from fedtrain.sim.plan import PRIVATE
+
 CORE_TESTS = "tests/core/test_core_masks.py"
 
 MASKED = (
@@ -12,7 +14,7 @@ MASKED = (
         "core/masks.py",
         "return min(sites, math.ceil(round(sites * (1 + DROPOUT_SHARE), 6) / 2) + 1)",
         "return min(sites, math.ceil(round(sites * (1 + DROPOUT_SHARE), 6) / 2))",
-        seed=1,
+        seed=PRIVATE + 1,
     ),
     Mutation(
         "open whatever is asked for",
@@ -26,28 +28,28 @@ MASKED = (
         "sim/seats.py",
         "seeds = {site: shares[site][1].hex() for site in seat.survivors if site in shares}",
         "seeds = {site: shares[site][1].hex() for site in shares}",
-        seed=4,
+        seed=PRIVATE + 4,
     ),
     Mutation(
         "keep the secrets behind the shares",
         "sim/seats.py",
         'return replace(kept, secrets=None, own=(b"", b""), told={}), document',
         'return replace(kept, own=(b"", b""), told={}), document',
-        seed=1,
+        seed=PRIVATE + 1,
     ),
     Mutation(
         "mask with the same keys again",
         "sim/seats.py",
         'secrets = Secrets.drawn(owner.scene.chance.stream("mask keys", owner.name))',
         "secrets = Secrets(*(digest_of(f'{owner.name} {kind}'.encode())[:32].encode() for kind in 'abc'))",
-        seed=1,
+        seed=PRIVATE + 1,
     ),
     Mutation(
         "go on with an abandoned session",
         "core/rounds.py",
         "            if seat.standing in (Standing.REFUSED, Standing.FAILED)\n",
         "            if seat.standing is not Standing.LOST\n",
-        seed=1,
+        seed=PRIVATE + 1,
     ),
     Mutation(
         "sum on with a survivor that has left",
@@ -61,7 +63,7 @@ MASKED = (
         "core/uploads.py",
         "parents=run.parents if masked else put(run.parents, site, order.id),",
         "parents=put(run.parents, site, order.id),",
-        seed=18,
+        seed=PRIVATE + 18,
     ),
     Mutation(
         "open another set of the same round",
@@ -107,13 +109,13 @@ MASKED = (
         "sim/veils.py",
         "total = total - pair if site < lost else total + pair",
         "total = total + pair if site < lost else total - pair",
-        seed=4,
+        seed=PRIVATE + 4,
     ),
     Mutation(
         "count a site that is not in the sum",
         "core/masked_rounds.py",
         "stored = tuple(s for s, seat in run.round.seats.items() if seat.standing is Standing.STORED)",
         "stored = tuple(s for s, seat in run.round.seats.items() if s in run.round.masks.sharers)",
-        seed=4,
+        seed=PRIVATE + 4,
     ),
 )

@@ -14,14 +14,14 @@ from fedtrain.core.terms import read_asked
 from fedtrain.sim import plan as plans
 from fedtrain.sim.choice import Choice
 from fedtrain.sim.expenses import Expenses, costs
-from fedtrain.sim.plan import draw
+from fedtrain.sim.plan import PRIVATE, draw
 from fedtrain.sim.prices import AMPLE, STEPS_PER_EPSILON, Prices
 from fedtrain.sim.purse import LedgerFile
 from fedtrain.sim.violation import Violation
 from fedtrain.sim.world import World
 
-PRICED = [seed for seed in range(1, 400) if draw(seed).prices is not None]
-RARE = (220, 222, 297)
+PRICED = [seed for seed in range(PRIVATE + 1, PRIVATE + 400) if draw(seed).prices is not None]
+RARE = (PRIVATE + 220, PRIVATE + 222, PRIVATE + 297)
 """Worlds in which a trainer loses its claim, an order is done again with the last of a budget, and a ledger's
 disk refuses."""
 
@@ -106,7 +106,7 @@ def test_plans_of_priced_worlds_vary() -> None:
 
 def test_other_worlds_are_drawn_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a price a plan is what it is without this stream of chance."""
-    seeds = [seed for seed in range(1, 60) if seed not in PRICED]
+    seeds = [seed for seed in range(PRIVATE + 1, PRIVATE + 60) if seed not in PRICED]
     before = [draw(seed) for seed in seeds]
     assert not any(costs(run.spec.task) for plan in before for run in plan.runs)
     monkeypatch.setattr(plans, "draw_prices", lambda *facts: None)

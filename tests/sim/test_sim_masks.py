@@ -13,12 +13,12 @@ from fedtrain.core import masks
 from fedtrain.errors import RemoteError
 from fedtrain.sim.exposure import Given, exposed
 from fedtrain.sim.keys import Notary, Secrets, pair_seed, public_of, seal, stream, unseal
-from fedtrain.sim.plan import draw
+from fedtrain.sim.plan import PRIVATE, draw
 from fedtrain.sim.secrecy import threshold
 from fedtrain.sim.veils import is_veiled
 from fedtrain.sim.world import World
 
-VEILED = [seed for seed in range(1, 120) if is_veiled(draw(seed).runs[0].spec.codec_up)]
+VEILED = [seed for seed in range(PRIVATE + 1, PRIVATE + 120) if is_veiled(draw(seed).runs[0].spec.codec_up)]
 FIVE = "abcde"
 
 
