@@ -216,8 +216,8 @@ async def bad_seed(
 ) -> None:
     """A run whose only site answers the seeding order with this."""
     name = f"seed-{number}"
-    if number == STRIKES_MAX:
-        await operator.release(Verdict(maker.name, "so that it can lie on"))  # the rule has put it in quarantine
+    if number == STRIKES_MAX:  # the rule has put it in quarantine
+        await operator.release(Verdict(maker.name, "so that it can lie on"))
     spec = spec_of(run=name, sites=(maker.name,), minimum=1, quorum=1, **CALM)
     await operator.start(spec)
     order = await maker.order()
