@@ -12,6 +12,7 @@ CHARGES = (
         "sim/purse.py",
         "        _reach(Point.UNWRITTEN, dies_at)\n",
         "        owner.trainer.post(order, Permit(order.id, execution, record=mechanism))\n",
+        seed=PRIVATE + 1,
     ),
     Mutation(
         "begin again without another charge",
@@ -36,6 +37,7 @@ CHARGES = (
         """            raise StorageError("the ledger's sync failed")
         # and nobody waits
 """,
+        seed=PRIVATE + 1,
     ),
     Mutation(
         "work on after a ledger that refuses",
@@ -67,11 +69,13 @@ CHARGES = (
         "sim/purse.py",
         "        self._missing = {head: None for head in heads if head[0] and not self.file.holds(*head)}\n",
         "        self._missing = {}\n",
+        seed=PRIVATE + 1,
     ),
     Mutation(
         "forget the ledger's head",
         "core/agent.py",
         "    state = replace(state, ledger=LedgerHead(event.sequence, event.hash), missing=missing)\n",
         "    state = replace(state, missing=missing)\n",
+        seed=PRIVATE + 1,
     ),
 )
